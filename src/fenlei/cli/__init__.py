@@ -1,1 +1,62 @@
+"""The command line: one file a command, thin: parse, call, print. torch is never imported at start-up."""
 
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fenlei import __version__
+from fenlei.cli.convert import convert
+from fenlei.cli.demo import demo
+from fenlei.cli.doctor import doctor
+from fenlei.cli.evaluate import evaluate
+from fenlei.cli.models import app as models_app
+from fenlei.cli.predict import predict
+from fenlei.cli.train import train
+
+app = typer.Typer(
+    name="fenlei",
+    help="fenlei (分类): turn an instruct LLM into a text classifier you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"fenlei {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+for _command in (demo, train, evaluate, predict, convert, doctor):
+    app.command()(_command)
+app.add_typer(models_app, name="models")
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user can mend it, 1 our bug, 130 interrupted."""
+    from fenlei.errors import FenleiError
+
+    try:
+        app()
+    except FenleiError as error:
+        print(f"fenlei: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("fenlei: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # e.g. `fenlei models list | head`
+        sys.stderr.close()
+        raise SystemExit(1) from None

@@ -1,1 +1,1 @@
-
+"""Training: data to classifier folder."""

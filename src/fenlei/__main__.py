@@ -1,0 +1,5 @@
+"""``python -m fenlei``."""
+
+from fenlei.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""The classifier folder: what is in it, and that it is whole.
+
+    classifier/
+      manifest.json      written last: versions, base model, sha256 of every other file
+      labels.json        names, descriptions, aliases
+      prompt.json        templates, length, truncation, rule for candidates
+      calibration.json   temperature
+      adapter/           LoRA weights (safetensors) and their configuration
+      tokenizer/         the tokenizer's files
+
+JSON and safetensors only: nothing in it can run code. A folder without a manifest is not a classifier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fenlei.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ADAPTER = "adapter"
+TOKENIZER = "tokenizer"
+_LIBRARIES = ("fenlei", "torch", "transformers", "peft", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A classifier folder that was checked.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest; ``base_model`` says which model the adapter belongs to.
+        labels: content of labels.json.
+        prompt: content of prompt.json.
+        calibration: content of calibration.json.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    labels: dict[str, Any]
+    prompt: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+def write_artifact(
+    path: str | Path,
+    *,
+    labels: Mapping[str, Any],
+    prompt: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    base_model: Mapping[str, Any],
+    save_weights: Callable[[Path], None],
+) -> Path:
+    """Writes a classifier folder: whole or not at all.
+
+    Everything goes into a staging folder beside the target, the manifest last, and one rename publishes it. An
+    earlier classifier of the same name is replaced only then.
+
+    Args:
+        path: the folder to write.
+        labels: content of labels.json.
+        prompt: content of prompt.json.
+        calibration: content of calibration.json.
+        base_model: id, source, revision and weight hashes of the base model.
+        save_weights: writes ``adapter/`` and ``tokenizer/`` into the folder it is given.
+
+    Raises:
+        ArtifactError: the target holds something that is not a classifier, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise ArtifactError(f"{target}: exists and is not a classifier folder; choose another place")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, content in (("labels", labels), ("prompt", prompt), ("calibration", calibration)):
+            write_json(staging / f"{name}.json", content)
+        save_weights(staging)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "libraries": library_versions(),
+            "base_model": dict(base_model),
+            "files": file_hashes(staging),
+        }
+        write_json(staging / MANIFEST, manifest)
+        staging.chmod(0o755)
+        _replace_folder(staging, target)
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot write the classifier: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Opens a classifier folder, or the one in a run folder, and checks every file against the manifest.
+
+    Raises:
+        ArtifactError: not a classifier, of a newer format, or a file is missing or was changed.
+    """
+    folder = find_classifier(path)
+    manifest = read_json(folder / MANIFEST)
+    found = manifest.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: format version {found!r}, this fenlei reads {FORMAT_VERSION}; "
+            "pip install -U fenlei, or train again"
+        )
+    for name, expected in manifest.get("files", {}).items():
+        file = folder / name
+        if not _inside(file, folder) or not file.is_file():
+            raise ArtifactError(f"{folder}: {name} is missing; copy the classifier folder again")
+        if sha256_of(file) != expected:
+            raise ArtifactError(f"{file}: was changed or damaged since it was saved; copy the folder again")
+    parts = {name: read_json(folder / f"{name}.json") for name in ("labels", "prompt", "calibration")}
+    return Artifact(path=folder, manifest=manifest, **parts)
+
+
+def find_classifier(path: str | Path) -> Path:
+    """The classifier folder that ``path`` is or holds.
+
+    Raises:
+        ArtifactError: there is none; says what was found instead.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "classifier"):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    if not folder.exists():
+        raise ArtifactError(f"{folder}: no such run or classifier folder")
+    if (folder / "checkpoints").is_dir():
+        raise ArtifactError(
+            f"{folder}: training has not finished, so there is no classifier yet; "
+            f"go on with: fenlei train --out {folder} --resume"
+        )
+    raise ArtifactError(f"{folder}: neither a run folder nor a classifier folder (no {MANIFEST})")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ArtifactError: missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path with ``/``."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a classifier depends on."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(source, target)
+        return
+    # a folder cannot be replaced in one step: the old one steps aside for the moment between two renames
+    aside = target.with_name(f".{target.name}-old-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(target, aside)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())

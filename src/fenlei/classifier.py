@@ -1,0 +1,319 @@
+"""TextClassifier: fit, predict, evaluate, save, load."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from fenlei.artifact import ADAPTER, TOKENIZER, Artifact, read_artifact, write_artifact
+from fenlei.config import ModelConfig, PromptConfig, RunConfig
+from fenlei.data import Example, LabelSet, read_examples
+from fenlei.errors import ArtifactError, DataError, FenleiError
+from fenlei.inference.predictor import Predictor
+from fenlei.modeling.prediction import Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from fenlei.training.run import TrainResult
+
+Source = Union[str, Path, Sequence[str], Sequence[Example]]  # noqa: UP007
+
+
+class TextClassifier:
+    """An instruct model tuned to answer with one of your labels, with the exact probability of each.
+
+    Args:
+        model: model spec, see ``fenlei models list``.
+        config: settings, as a :class:`RunConfig` or as nested values (``{"train": {"epochs": 1}}``).
+        overrides: ``"part.field=value"`` strings, as on the command line.
+
+    Raises:
+        ConfigError: unknown settings or values that do not fit.
+
+    Example:
+        >>> clf = TextClassifier("qwen2.5-coder-0.5b").fit("train.jsonl")     # doctest: +SKIP
+        >>> clf.predict(["国足今晚迎战韩国队"])                                 # doctest: +SKIP
+        ['Sports']
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: RunConfig | Mapping[str, Any] | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        if isinstance(config, RunConfig):
+            values = config.model_dump()
+        else:
+            values = dict(config or {})
+        if model is not None:
+            values["model"] = {**values.get("model", {}), "spec": model}
+        self.config = RunConfig.build(values, overrides=overrides)
+        self.result: TrainResult | None = None
+        self.manifest: dict[str, Any] = {}
+        self._predictor: Predictor | None = None
+        self._folder: Path | None = None
+
+    @property
+    def labels(self) -> LabelSet:
+        """The label set.
+
+        Raises:
+            FenleiError: the classifier was neither fitted nor loaded.
+        """
+        return self._ready().encoder.labels
+
+    @property
+    def classes_(self) -> list[str]:
+        """The labels in the order of the columns of :meth:`predict_proba`."""
+        return list(self.labels.names)
+
+    def fit(
+        self,
+        train: Source | None = None,
+        y: Sequence[str] | None = None,
+        *,
+        dev: Source | None = None,
+        test: Source | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        console: Console | None = None,
+    ) -> TextClassifier:
+        """Trains an adapter; writes a run folder with the classifier in it.
+
+        Args:
+            train: file, folder or data set id; or texts with ``y``; or examples. ``config.data.train`` by default.
+            y: the label of each text.
+            dev: development data; split from train by default.
+            test: test data; evaluated once at the end.
+            out: run folder; ``runs/<name>-<time>`` by default.
+            resume: go on from the newest checkpoint in ``out``.
+            console: where progress is printed.
+
+        Raises:
+            FenleiError: one of its kinds, with what to do.
+        """
+        from fenlei.training.data import read_training_data, split_training_data
+        from fenlei.training.run import train_classifier
+
+        in_memory = y is not None or not isinstance(train, (str, Path, type(None)))
+        config = self.config
+        if not in_memory:
+            config = config.with_values({"data": _given(train=train, dev=dev, test=test)})
+        run_dir = Path(out or config.out or default_run_dir(config))
+        config = config.with_values({"out": str(run_dir)})
+        if in_memory:
+            data = split_training_data(
+                config, self._rows(train, y), self._rows(dev, None), self._rows(test, None)
+            )
+        else:
+            data = read_training_data(config, run_dir)
+        self.result = train_classifier(config, data, run_dir, resume=resume, console=console)
+        self.config = config
+        self._predictor = self.result.predictor
+        self._folder = self.result.classifier_dir
+        self.manifest = read_artifact(self._folder).manifest
+        return self
+
+    def classify(
+        self,
+        texts: Sequence[str] | Sequence[Example],
+        *,
+        candidates: Sequence[str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Prediction]:
+        """Label, probability of every candidate, and more, for each text.
+
+        Args:
+            texts: texts, or examples that bring their own candidates.
+            candidates: choose among these labels only; all labels by default.
+            progress: called with the number of texts done after each batch.
+
+        Raises:
+            DataError: a candidate is not in the label set, or a text is not a string.
+        """
+        predictor = self._ready()
+        rows = self._rows(texts, None, label_needed=False)
+        if candidates is not None:
+            names = tuple(self.labels.canonical(name) for name in candidates)
+            return predictor.predict(rows, candidates=names, progress=progress)
+        return predictor.predict(rows, progress=progress)
+
+    def predict(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> list[str]:
+        """The most probable label of each text; always one of the candidates."""
+        return [p.label for p in self.classify(texts, candidates=candidates)]
+
+    def predict_proba(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> np.ndarray:
+        """Probabilities ``(N, C)``, columns in the order of :attr:`classes_`; 0 for labels that were no candidates."""
+        import numpy as np
+
+        found = self.classify(texts, candidates=candidates)
+        names = self.classes_
+        return np.array([[p.probabilities.get(name, 0.0) for name in names] for p in found]).reshape(
+            len(found), len(names)
+        )
+
+    def evaluate(self, data: Source, y: Sequence[str] | None = None) -> dict[str, Any]:
+        """Metrics on labelled data; see :func:`fenlei.evaluation.evaluate_predictions` for the keys.
+
+        Raises:
+            DataError: no labelled row, or a label outside the label set.
+        """
+        from fenlei.evaluation import evaluate_predictions
+
+        rows = self.read(data, role="test") if isinstance(data, (str, Path)) else self._rows(data, y)
+        gold = [self._gold(row) for row in rows]
+        predictor = self._ready()
+        start = time.monotonic()
+        predictions = predictor.predict(rows)
+        seconds = time.monotonic() - start
+        return evaluate_predictions(gold, predictions, self.labels.names, seconds=seconds)
+
+    def read(self, source: str | Path, *, role: str = "test", need_label: bool = True) -> list[Example]:
+        """Reads a data file as this classifier's configuration says."""
+        config = self.config
+        found = read_examples(
+            source,
+            config.data,
+            role=role,
+            need_label=need_label,
+            offline=config.model.offline,
+            labels=self.labels,
+        )
+        return found.examples
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the classifier folder: manifest, labels, prompt, calibration, adapter, tokenizer files.
+
+        Raises:
+            ArtifactError: the place is taken by something else.
+        """
+        self._ready()
+        assert self._folder is not None
+        artifact = read_artifact(self._folder)
+        if Path(path).resolve() == artifact.path.resolve():
+            return artifact.path
+
+        def save_weights(folder: Path) -> None:
+            for part in (ADAPTER, TOKENIZER):
+                shutil.copytree(artifact.path / part, folder / part)
+
+        return write_artifact(
+            path,
+            labels=artifact.labels,
+            prompt=artifact.prompt,
+            calibration=artifact.calibration,
+            base_model=artifact.manifest["base_model"],
+            save_weights=save_weights,
+        )
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()
+    ) -> TextClassifier:
+        """Opens a run folder or classifier folder.
+
+        Args:
+            path: the folder.
+            model: where the base model is now, if its spec no longer leads to it.
+            overrides: settings of this machine, e.g. ``"model.device=cpu"``, ``"model.offline=true"``.
+
+        Raises:
+            ArtifactError: the folder is not whole, or the base model is not the one it was trained on.
+            ModelError: the base model cannot be found or loaded.
+        """
+        artifact = read_artifact(path)
+        base = artifact.manifest["base_model"]
+        try:
+            values: dict[str, Any] = {
+                "model": {"spec": model or base["spec"], "dtype": base["dtype"]},
+                "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
+                "data": {"candidates": artifact.prompt["candidates"]},
+            }
+            labels = LabelSet.from_dict(artifact.labels)
+            temperature = float(artifact.calibration["temperature"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{artifact.path}: a setting in it is missing or wrong: {error}") from error
+        self = cls(config=values, overrides=overrides)
+        self._predictor = _load_predictor(artifact, self.config, labels, temperature)
+        self._folder = artifact.path
+        self.manifest = artifact.manifest
+        return self
+
+    def _ready(self) -> Predictor:
+        if self._predictor is None:
+            raise FenleiError(
+                "this classifier is not trained yet: call fit(...), or TextClassifier.load(folder)"
+            )
+        return self._predictor
+
+    def _gold(self, row: Example) -> str:
+        if row.label is None:
+            raise DataError(f"{row.source or 'a row'}: evaluation needs a label")
+        return self.labels.canonical(row.label)
+
+    def _rows(self, source: Any, y: Sequence[str] | None, *, label_needed: bool = True) -> list[Example]:
+        if source is None:
+            return []
+        if isinstance(source, (str, Path)):
+            if not label_needed:
+                raise DataError("expected a list of texts, found one string: put it into a list, [text]")
+            return read_examples(source, self.config.data, need_label=True).examples
+        rows = list(source)
+        if y is not None and len(y) != len(rows):
+            raise DataError(f"{len(rows)} texts but {len(y)} labels")
+        examples = []
+        for i, item in enumerate(rows):
+            if isinstance(item, Example):
+                examples.append(item)
+            elif isinstance(item, str):
+                label = None if y is None else str(y[i])
+                examples.append(Example(item, label, id=str(i), source=f"text {i}"))
+            else:
+                raise DataError(f"text {i}: expected a string or an Example, found {type(item).__name__}")
+        return examples
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """``runs/<training file>-<time>``."""
+    name = Path(config.data.train).stem if config.data.train else "run"
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _load_predictor(artifact: Artifact, config: RunConfig, labels: LabelSet, temperature: float) -> Predictor:
+    from fenlei.modeling.adapter import load_adapter
+    from fenlei.modeling.loading import load_model, load_tokenizer
+    from fenlei.modeling.sources import resolve
+    from fenlei.prompting import PromptEncoder
+
+    folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
+    _require_same_base(artifact, folder.weights_sha256(), folder.path)
+    tokenizer = load_tokenizer(artifact.path / TOKENIZER, ModelConfig())
+    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates)
+    model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
+    return Predictor(
+        model,
+        encoder,
+        pad_id=int(tokenizer.pad_token_id),
+        temperature=temperature,
+        batch_tokens=config.inference.batch_tokens,
+    )
+
+
+def _require_same_base(artifact: Artifact, found: Mapping[str, str], path: Path) -> None:
+    expected = artifact.manifest["base_model"].get("sha256") or {}
+    if expected and sorted(expected.values()) != sorted(found.values()):
+        raise ArtifactError(
+            f"{artifact.path}: was trained on other weights than those in {path} (base model "
+            f"{artifact.manifest['base_model']['spec']}); give the right ones with model.spec=..."
+        )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {k: str(v) for k, v in values.items() if v is not None}

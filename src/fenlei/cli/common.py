@@ -1,0 +1,72 @@
+"""What several commands share: quiet libraries, consoles, tables of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def error_console() -> Console:
+    """Progress and notes go to stderr, so that stdout holds results only."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Silences the libraries' progress bars and notes; fenlei prints its own."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # deprecations inside transformers and peft are nothing that a user of fenlei could act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def settings(**groups: Any) -> dict[str, Any]:
+    """Nested settings from command-line options; options that were not given are left out.
+
+    Args:
+        **groups: ``part__field=value``; a name without ``__`` is a field of the run itself.
+    """
+    values: dict[str, Any] = {}
+    for key, value in groups.items():
+        if value is None:
+            continue
+        part, _, field = key.partition("__")
+        if field:
+            values.setdefault(part, {})[field] = value
+        else:
+            values[part] = value
+    return values
+
+
+def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """Per-class figures and the totals as a table."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for name in ("precision", "recall", "f1", "rows"):
+        table.add_column(name, justify="right")
+    for label, row in metrics["per_class"].items():
+        figures = (f"{row[k]:.3f}" for k in ("precision", "recall", "f1"))
+        table.add_row(label, *figures, str(row["support"]), style=None if row["support"] else "dim")
+    return table
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The totals in one line."""
+    speed = f", {metrics['texts_per_second']:.2f} texts/s" if metrics.get("texts_per_second") else ""
+    return (
+        f"{metrics['n']} rows: accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}, "
+        f"log loss {metrics['log_loss']:.4f}, ECE {metrics['ece']:.4f}{speed}"
+    )

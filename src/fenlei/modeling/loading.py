@@ -1,0 +1,113 @@
+"""Loads tokenizer and base model from a resolved folder; nothing here touches a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fenlei.config import ModelConfig
+from fenlei.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pick_device(config: ModelConfig) -> torch.device:
+    """The device that ``model.device`` names.
+
+    Raises:
+        ModelError: the name is not a device, or this machine has no such device.
+    """
+    import torch
+
+    if config.device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ModelError(
+            f"model.device={config.device!r} cannot be used here ({first_line}); try auto"
+        ) from None
+    return device
+
+
+def pick_dtype(config: ModelConfig) -> torch.dtype:
+    """The number format of the base weights; ``auto`` is bfloat16, which every supported model was trained in."""
+    import torch
+
+    return torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with a padding token.
+
+    Raises:
+        ModelError: the folder has none that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # the libraries raise many kinds; the user needs one
+        raise _cannot_load("tokenizer", folder, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
+    """The causal language model in a folder, frozen, in evaluation mode, on the configured device.
+
+    Raises:
+        ModelError: the weights cannot be loaded, do not fit the architecture, or need code of their own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device, dtype = pick_device(config), pick_dtype(config)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,  # other weight files are pickles, and unpickling runs code
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise _cannot_load("model", folder, error) from error
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:  # transformers fills them with random numbers and only warns
+        raise ModelError(
+            f"{folder}: the weights lack {len(missing)} tensors that the architecture needs, "
+            f"e.g. {', '.join(missing[:3])}; fetch the model again"
+        )
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _cannot_load(what: str, folder: str | Path, error: Exception) -> ModelError:
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    hint = ""
+    if "trust_remote_code" in str(error):
+        hint = (
+            "; this model brings its own Python code, which fenlei does not run "
+            "unless you read it and set model.trust_remote_code=true"
+        )
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        hint = "; the weights do not fit into memory: take a smaller model"
+    return ModelError(f"{folder}: the {what} cannot be loaded: {reason}{hint}")
+
+
+def parameter_count(model: Any) -> tuple[int, int]:
+    """Number of parameters: (trained, all)."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters())

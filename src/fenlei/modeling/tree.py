@@ -1,0 +1,85 @@
+"""Which tokens have to be scored to tell a set of answers apart.
+
+Answers are token sequences that end with the end-of-turn token, so none is a prefix of another. For a label, the
+*decisive prefix* is the shortest beginning of its answer that no other candidate shares. Its log-probability is the
+label's score:
+
+    score(label) = sum over the tokens t_1 .. t_k of its decisive prefix of log p(t_i | prompt, t_1 .. t_{i-1})
+
+The events "the output begins with this decisive prefix" exclude each other, so the softmax of the scores is exactly
+the model's distribution over the labels, given that the output begins like one of them. When all first tokens differ,
+every k is 1 and one forward pass over the prompt scores all labels; where labels share a beginning, only the shared
+tokens are added to the pass, once each, as a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """The shared beginnings of a set of answers.
+
+    Node 0 is the end of the prompt. The other nodes are tokens that are fed to the model after it.
+
+    Attributes:
+        tokens: token of each node but the root, ``(N - 1,)``; empty when all first tokens differ.
+        parents: parent node of each node but the root, ``(N - 1,)``; parents come before children.
+        depths: distance of each node but the root from it, ``(N - 1,)``.
+        steps: per candidate, its decisive prefix as (node whose logits are read, token that is scored).
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    steps: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def node_count(self) -> int:
+        """Number of nodes, the root included."""
+        return len(self.tokens) + 1
+
+
+def build_tree(answers: Sequence[tuple[int, ...]]) -> AnswerTree:
+    """Builds the tree of shared beginnings.
+
+    Args:
+        answers: one token sequence a candidate, each ending with the end-of-turn token.
+
+    Raises:
+        ValueError: two answers are equal, or one is a beginning of another (no end-of-turn token).
+    """
+    lengths = [_decisive_length(i, answers) for i in range(len(answers))]
+    node_of: dict[tuple[int, ...], int] = {(): 0}
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    steps = []
+    for answer, length in zip(answers, lengths, strict=True):
+        path = []
+        for i in range(length):
+            beginning = answer[:i]
+            if beginning not in node_of:
+                node_of[beginning] = len(tokens) + 1
+                tokens.append(beginning[-1])
+                parents.append(node_of[beginning[:-1]])
+                depths.append(i)
+            path.append((node_of[beginning], answer[i]))
+        steps.append(tuple(path))
+    return AnswerTree(tuple(tokens), tuple(parents), tuple(depths), tuple(steps))
+
+
+def _decisive_length(index: int, answers: Sequence[tuple[int, ...]]) -> int:
+    answer, length = answers[index], 1
+    for other_index, other in enumerate(answers):
+        if other_index == index:
+            continue
+        shared = 0
+        while shared < min(len(answer), len(other)) and answer[shared] == other[shared]:
+            shared += 1
+        if shared == len(answer) or shared == len(other):
+            raise ValueError(f"answers {answer} and {other} cannot be told apart")
+        length = max(length, shared + 1)
+    return length

@@ -1,0 +1,202 @@
+"""The confusion matrix as a picture, readable whatever script the labels are in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LABEL = 24
+_CELL_INCH = 0.45
+_DPI = 120
+_ZEROS_UP_TO = 20
+_DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
+_CJK_FONTS = (
+    "Noto Sans CJK",
+    "Noto Sans SC",
+    "Source Han Sans",
+    "WenQuanYi",
+    "SimHei",
+    "Microsoft YaHei",
+    "PingFang",
+    "Heiti",
+    "Hiragino Sans GB",
+    "SimSun",
+    "Noto Serif CJK",
+    "Droid Sans Fallback",
+    "Arial Unicode",
+)
+_CJK_FILES = re.compile(
+    r"(noto(sans|serif)(cjk|sc)|sourcehan|wqy|simhei|msyh|pingfang|heiti|hiragino|simsun|fallback|arialuni)",
+    re.I,
+)
+
+
+def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: str = "") -> Path:
+    """Draws a confusion matrix: rows are true labels, columns predicted ones, counts in the cells.
+
+    The colour is the share of the row, so small classes are seen as well as large ones; the row of an absent
+    class is empty. Where no installed font can write the labels, they are numbered and a key below gives
+    their code points.
+
+    Args:
+        matrix: counts, shape ``(n, n)``.
+        labels: the n labels in the order of the rows.
+        path: the PNG file to write.
+        title: text above.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: the matrix is not square or does not fit the labels.
+        OSError: the file cannot be written.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(matrix)
+    n = len(labels)
+    if n == 0 or counts.shape != (n, n):
+        raise ValueError(
+            f"expected a confusion matrix of {n} x {n} for {n} labels, found shape {counts.shape}"
+        )
+    names = [_tidy(label) for label in labels]
+    fonts = _fonts_for("".join(names) + _tidy(title, 200))
+    key: list[str] = []
+    if fonts is None:
+        fonts = (_DEFAULT_FONT,)
+        key = [f"{i + 1} = {_ascii(name)}" for i, name in enumerate(names)]
+        names, title = [str(i + 1) for i in range(n)], _ascii(title)
+
+    side = max(2.5, _CELL_INCH * n)
+    widest = max(len(line) for line in names)
+    margin = 1.2 + 0.13 * widest
+    below = 0.22 * len(key)
+    figure = Figure(
+        figsize=(side + margin + 1.2, side + margin + 0.6 + below), dpi=_DPI, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    _draw(figure.add_subplot(), counts, names, _tidy(title, 200), list(fonts))
+    if key:
+        figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
+    return _save(figure, Path(path))
+
+
+def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str]) -> None:
+    import numpy as np
+
+    n = len(names)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape, dtype=float), where=totals > 0)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    text: dict[str, Any] = {"family": fonts, "parse_math": False}  # a label may hold dollar signs
+    size = 9 if n <= _ZEROS_UP_TO else 7
+    axes.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size, **text)
+    axes.set_yticks(range(n), names, fontsize=size, **text)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
+    if title:
+        axes.set_title(title, fontsize=11, **text)
+    for row in range(n):
+        for column in range(n):
+            count = counts[row, column]
+            if count == 0 and n > _ZEROS_UP_TO:
+                continue
+            digits = len(f"{count:g}")
+            axes.text(
+                column,
+                row,
+                f"{count:g}",
+                ha="center",
+                va="center",
+                fontsize=min(size, 26 / max(3, digits)),
+                color="white" if shares[row, column] > 0.5 else "black" if count else "0.75",
+            )
+    bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8)
+    bar.set_label("share of the row")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(unfinished, format="png")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _tidy(text: str, most: int = _MOST_LABEL) -> str:
+    """One line without control characters, shortened in the middle."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= most:
+        return line
+    half = (most - 1) // 2
+    return f"{line[:half]}…{line[-half:]}"
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _fonts_for(text: str) -> tuple[str, ...] | None:
+    """Font families that together can write ``text``; None when no installed one can."""
+    from matplotlib import font_manager
+
+    needed = frozenset(c for c in text if not c.isspace())
+    default = font_manager.findfont(_DEFAULT_FONT)
+    missing = needed - _covered(default, needed)
+    if not missing:
+        return (_DEFAULT_FONT,)
+    for family, file in _cjk_candidates():
+        if missing <= _covered(file, missing):
+            return (family, _DEFAULT_FONT)
+    return None
+
+
+def _cjk_candidates() -> list[tuple[str, str]]:
+    """Installed fonts for Chinese as (family, file), the best known first."""
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    known = _listed(manager)
+    if not known:
+        # matplotlib keeps its own list, which does not have fonts that were installed after it was made
+        for file in font_manager.findSystemFonts():
+            if _CJK_FILES.search(os.path.basename(file)):
+                try:
+                    manager.addfont(file)
+                except (OSError, RuntimeError):
+                    continue
+        known = _listed(manager)
+    return known
+
+
+def _listed(manager: Any) -> list[tuple[str, str]]:
+    found: dict[str, tuple[int, str, str]] = {}
+    for rank, family in enumerate(_CJK_FONTS):
+        for entry in manager.ttflist:
+            if entry.name.startswith(family) and os.path.exists(entry.fname):
+                found.setdefault(entry.name, (rank, entry.name, entry.fname))
+    return [(name, file) for _, name, file in sorted(found.values())]
+
+
+@lru_cache(maxsize=256)
+def _covered(file: str, characters: frozenset[str]) -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        known = FT2Font(file).get_charmap()
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(c for c in characters if ord(c) in known)

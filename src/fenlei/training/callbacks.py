@@ -1,0 +1,218 @@
+"""What happens beside the steps: when to score and save, progress, Ctrl-C, early stopping, records."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fenlei.config import TrainConfig
+from fenlei.tracking import Record, TrackerGroup
+
+_MOST_STEPS_BETWEEN_DEV_SCORES = 100
+
+
+class Schedule(TrainerCallback):
+    """Scores the dev set and saves by the run's own rhythm; a scored step is always saved.
+
+    Args:
+        config: the training settings.
+        steps_per_epoch: optimizer steps an epoch.
+        has_dev: whether there is a dev set to score.
+    """
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, has_dev: bool) -> None:
+        self._save_steps = config.save_steps
+        every = config.eval_steps or min(steps_per_epoch, _MOST_STEPS_BETWEEN_DEV_SCORES)
+        self._eval_steps = max(1, every) if has_dev else 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Asks for a score, a checkpoint, or both."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        if self._eval_steps and (step % self._eval_steps == 0 or last):
+            control.should_evaluate = control.should_save = True
+        if step % self._save_steps == 0 or last:
+            control.should_save = True
+        return control
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends training after ``patience`` dev scores without a better macro-F1 (ties: a smaller log loss is better)."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self.stopped_at: int | None = None
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Looks at the whole history, which a resumed run brings along."""
+        history = [
+            (e["eval_macro_f1"], -e["eval_log_loss"]) for e in state.log_history if "eval_macro_f1" in e
+        ]
+        if self._patience and history:
+            since_best = len(history) - 1 - history.index(max(history))
+            if since_best >= self._patience:
+                self.stopped_at = state.global_step
+                control.should_training_stop = True
+        return control
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C: the step in progress is finished, a checkpoint is written, training ends. A second one ends at once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._previous: Any = None
+        self.requested = False
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._console.print(
+            "Ctrl-C: finishing this step and saving; press again to stop at once (the last checkpoint stays)",
+            style="yellow",
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Saves and stops when asked to."""
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class Reporter(TrainerCallback):
+    """Passes what the Trainer logs to ``metrics.jsonl``, the trackers and the screen.
+
+    Args:
+        record: the always-on record.
+        trackers: SwanLab and others.
+        console: where progress goes: a bar with ETA on a terminal, plain lines elsewhere.
+        rows_per_step: rows an optimizer step, for rows/s.
+    """
+
+    def __init__(self, record: Record, trackers: TrackerGroup, console: Console, rows_per_step: int) -> None:
+        self._record, self._trackers, self._console = record, trackers, console
+        self._rows_per_step = rows_per_step
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._start = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Starts the clock and, on a terminal, the bar."""
+        self._start = (time.monotonic(), state.global_step)
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(
+                "train", total=state.max_steps, completed=state.global_step, note="first step..."
+            )
+            self._bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Records one log entry."""
+        if not logs:
+            return
+        values = {k: v for k, v in logs.items() if isinstance(v, (int, float))}
+        if "loss" in values:
+            rate = self._rate(state)
+            values = {**values, "rows_per_second": rate, "epoch": state.epoch or 0.0}
+            self._emit("train", state.global_step, values)
+            self._say_train(state, values, rate)
+        elif "eval_macro_f1" in values:
+            dev = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
+            self._emit("dev", state.global_step, dev)
+            self._console.print(
+                f"step {state.global_step}: dev macro-F1 {dev['macro_f1']:.4f}, accuracy {dev['accuracy']:.4f}, "
+                f"log loss {dev['log_loss']:.4f} ({dev['n']:.0f} rows)"
+            )
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Notes the checkpoint."""
+        self._record.write("note", state.global_step, message="checkpoint saved")
+
+    def close(self) -> None:
+        """Stops the bar; safe to call twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _rate(self, state: TrainerState) -> float:
+        started, first_step = self._start
+        seconds = time.monotonic() - started
+        return (state.global_step - first_step) * self._rows_per_step / seconds if seconds > 0 else 0.0
+
+    def _say_train(self, state: TrainerState, values: dict[str, float], rate: float) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, note=f"loss {values['loss']:.4f}  {rate:.2f} rows/s")
+            return
+        left = (
+            (state.max_steps - state.global_step) * self._rows_per_step / rate if rate > 0 else float("nan")
+        )
+        self._console.print(
+            f"step {state.global_step}/{state.max_steps}  loss {values['loss']:.4f}  "
+            f"lr {values.get('learning_rate', 0.0):.2e}  {rate:.2f} rows/s  ETA {_clock(left)}"
+        )
+
+    def _emit(self, event: str, step: int, values: dict[str, float]) -> None:
+        self._record.write(event, step, **values)
+        self._trackers.log({f"{event}/{k}": float(v) for k, v in values.items()}, step)
+
+
+def _clock(seconds: float) -> str:
+    if seconds != seconds:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,130 @@
+"""The Hugging Face Trainer, with dev scores by label scoring and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from fenlei.config import RunConfig
+from fenlei.errors import TrainingError
+from fenlei.training.checkpoints import CheckpointStore
+
+
+class ClassifierTrainer(Trainer):
+    """Trains an adapter with the loss at answer positions.
+
+    Args:
+        store: where checkpoints go.
+        score_dev: returns the dev metrics of the current weights; None without a dev set.
+        **kwargs: as for the Trainer.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        store: CheckpointStore,
+        score_dev: Callable[[], dict[str, Any]] | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.store = store
+        self.score_dev = score_dev
+        self.dev_at: tuple[int, dict[str, Any]] | None = None
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """Scores the dev set by its labels' probabilities, not by its loss."""
+        if self.score_dev is None:
+            return {}
+        metrics = self.score_dev()
+        self.dev_at = (self.state.global_step, metrics)
+        flat = {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float))}
+        self.log(dict(flat))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
+        return flat
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; a loss that is not finite ends the run before it can reach the weights."""
+        loss = super().training_step(*args, **kwargs)
+        self._require_finite("loss", float(loss.detach()))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            self._require_finite("gradient norm", float(norm))
+        return norm
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        last = self.store.latest()
+        kept = f"the last good checkpoint is {last.path}" if last else "no checkpoint had been written yet"
+        raise TrainingError(
+            f"the {what} is {value} at step {self.state.global_step + 1}: training stopped, nothing was published, "
+            f"{kept}. A smaller train.learning_rate (now {self.args.learning_rate:g}) is the usual cure"
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.store.staging)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.store.clear_staging()
+        super()._save_checkpoint(model, trial)
+        step = self.state.global_step
+        dev = self.dev_at[1] if self.dev_at and self.dev_at[0] == step else None
+        scalars = {k: v for k, v in dev.items() if isinstance(v, (int, float))} if dev else None
+        self.store.publish(self.store.staging / f"checkpoint-{step}", step, scalars)
+        self.store.clear_staging()
+
+
+def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -> TrainingArguments:
+    """The Trainer's arguments for a configuration.
+
+    Raises:
+        TrainingError: the batch cannot be made of micro-batches of the wanted size.
+    """
+    train = config.train
+    micro = train.micro_batch_size or min(train.batch_size, 1 if device.type == "cpu" else 4)
+    if train.batch_size % micro:
+        raise TrainingError(
+            f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={micro}; "
+            "change one of them"
+        )
+    if torch.cuda.device_count() > 1 and device.type == "cuda":
+        # the Trainer would wrap the model in nn.DataParallel, which tears the flat label tensors apart
+        raise TrainingError(
+            f"{torch.cuda.device_count()} GPUs are visible; training uses one: set CUDA_VISIBLE_DEVICES=0"
+        )
+    return TrainingArguments(
+        output_dir=str(run_dir / "checkpoints"),
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=train.batch_size // micro,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_fraction,  # a float below 1 is a share of all steps
+        lr_scheduler_type=train.scheduler,
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would hide a NaN in the log while the step still runs
+        # our own schedule decides when to score and save (callbacks.Schedule)
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,
+        seed=train.seed,
+        data_seed=train.seed,
+    )
