@@ -41,18 +41,15 @@ _Name = Annotated[str | None, typer.Option(help="Column name; detected when not 
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="File, folder, or data set id (ms:/hf:ORG/NAME).")
-    ],
+    source: Annotated[str, typer.Argument(metavar="IN", help="File, folder, or data set id (ms:/hf:ORG/NAME).")],
     to: Annotated[Form, typer.Option("--to", help="alpaca and messages are JSON lines.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="data.KEY=VALUE", help="Any setting of how data is read.")
+    ] = None,
     prompt_preset: Annotated[Wording, typer.Option(help="Wording of the instruction.")] = Wording.tutorial_zh,
-    on_bad_row: Annotated[
-        OnBadRow, typer.Option(help="skip: bad rows go to rejected.jsonl.")
-    ] = OnBadRow.stop,
-    candidates: Annotated[
-        Candidates, typer.Option(help="all: every row offers every label.")
-    ] = Candidates.row,
+    on_bad_row: Annotated[OnBadRow, typer.Option(help="skip: bad rows go to rejected.jsonl.")] = OnBadRow.stop,
+    candidates: Annotated[Candidates, typer.Option(help="all: every row offers every label.")] = Candidates.row,
     text_column: _Name = None,
     label_column: _Name = None,
     candidates_column: _Name = None,
@@ -63,7 +60,7 @@ def convert(
     offline: Annotated[bool, typer.Option("--offline", help="Hub data sets from local caches only.")] = False,
 ) -> None:
     """Write labelled rows as instruction data: alpaca, messages, or a plain CSV."""
-    from fenlei.config import DataConfig
+    from fenlei.config import RunConfig
     from fenlei.data.convert import convert_file
 
     settings: dict[str, Any] = {
@@ -76,6 +73,7 @@ def convert(
         "encoding": encoding,
         "split": split,
     }
-    done = convert_file(source, out, to.value, DataConfig(**settings), force=force, offline=offline)
+    config = RunConfig.build({"data": settings}, overrides=overrides or ())
+    done = convert_file(source, out, to.value, config.data, force=force, offline=offline)
     note = f" (see {done.rejected_path})" if done.rejected_path else ""
     typer.echo(f"{out}: {done.read} rows read, {done.written} written, {done.rejected} rejected{note}")

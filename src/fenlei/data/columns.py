@@ -257,9 +257,7 @@ def to_example(
             raise DataError(f"column {columns.label!r}: the label is missing")
         if candidates is not None and label not in candidates:
             shown = ", ".join(candidates[:12]) + (" ..." if len(candidates) > 12 else "")
-            raise DataError(
-                f"column {columns.label!r}: label {label!r} is not among the row's candidates: {shown}"
-            )
+            raise DataError(f"column {columns.label!r}: label {label!r} is not among the row's candidates: {shown}")
     own = _own_id(row, columns)
     extra = {key: value for key, value in row.items() if key not in used}
     return Example(text, label, candidates, verbatim, own or str(number), source, extra)

@@ -15,7 +15,7 @@ from fenlei.data.example import Example
 from fenlei.data.files import atomic_text
 from fenlei.data.forms import INSTRUCTION, tutorial_input
 from fenlei.data.labels import LabelSet
-from fenlei.data.readers import REJECTED_NAME, ReadResult, input_files, read_examples
+from fenlei.data.readers import REJECTED_NAME, ReadResult, input_files, read_examples, write_rejected
 from fenlei.errors import DataError
 
 Target = Literal["alpaca", "messages", "csv"]
@@ -36,9 +36,7 @@ class Converted:
     rejected_path: Path | None
 
 
-def alpaca_row(
-    text: str, candidates: Sequence[str], candidates_text: str | None, label: str
-) -> dict[str, Any]:
+def alpaca_row(text: str, candidates: Sequence[str], candidates_text: str | None, label: str) -> dict[str, Any]:
     """``instruction``, ``input`` and ``output``, letter for letter as the tutorial makes them."""
     return {
         "instruction": INSTRUCTION,
@@ -47,9 +45,7 @@ def alpaca_row(
     }
 
 
-def messages_row(
-    text: str, candidates: Sequence[str], candidates_text: str | None, label: str
-) -> dict[str, Any]:
+def messages_row(text: str, candidates: Sequence[str], candidates_text: str | None, label: str) -> dict[str, Any]:
     """The same wording as turns of system, user and assistant."""
     row = alpaca_row(text, candidates, candidates_text, label)
     turns = (("system", row["instruction"]), ("user", row["input"]), ("assistant", label))
@@ -83,9 +79,10 @@ def convert_file(
     """
     rejected_path = out.parent / REJECTED_NAME
     _check_out(source, out, to, rejected_path, force)
-    rejected = rejected_path if config.on_bad_row == "skip" else None
-    result = read_examples(source, config, rejected_path=rejected, offline=offline)
+    result = read_examples(source, config, offline=offline)
     labels = LabelSet.from_examples(result.examples, config)
+    if result.rejected:  # only now: a run that ends over its labels writes nothing at all
+        write_rejected(rejected_path, result.rejected)
     writer = _write_csv if to == "csv" else _write_json
     with atomic_text(out) as handle:
         writer(handle, result, labels, to, config.candidates == "all")
@@ -106,9 +103,7 @@ def _check_out(source: str, out: Path, to: Target, rejected_path: Path, force: b
     inputs = input_files(source)
     if any(_same(out, file) for file in inputs):
         raise DataError(f"{out}: is the input itself; write to another file")
-    if _same(out, rejected_path) or any(
-        _same(rejected_path, file) for file in inputs if not Path(source).is_dir()
-    ):
+    if _same(out, rejected_path) or any(_same(rejected_path, file) for file in inputs if not Path(source).is_dir()):
         raise DataError(f"{rejected_path}: this name is kept for rejected rows; use another one")
     if out.exists() and not force:
         raise DataError(f"{out}: exists already; choose another name, or --force to replace it")
@@ -120,9 +115,7 @@ def _same(one: Path, other: Path) -> bool:
     )
 
 
-def _row_candidates(
-    example: Example, labels: LabelSet, everything: bool
-) -> tuple[tuple[str, ...], str | None]:
+def _row_candidates(example: Example, labels: LabelSet, everything: bool) -> tuple[tuple[str, ...], str | None]:
     if everything or example.candidates is None:
         return labels.names, None
     return example.candidates, example.candidates_text
@@ -143,7 +136,5 @@ def _write_csv(handle: TextIO, result: ReadResult, labels: LabelSet, to: Target,
         candidates, verbatim = _row_candidates(example, labels, everything)
         shown = verbatim if verbatim is not None else json.dumps(list(candidates), ensure_ascii=False)
         if "\0" in example.text + shown + str(example.label):
-            raise DataError(
-                f"{example.source}: holds a NUL character, which CSV cannot keep; use --to alpaca"
-            )
+            raise DataError(f"{example.source}: holds a NUL character, which CSV cannot keep; use --to alpaca")
         writer.writerow((example.text, shown, example.label))

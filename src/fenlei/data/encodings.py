@@ -61,8 +61,12 @@ def open_text(path: Path, encoding: str | None = None) -> TextIO:
     Raises:
         DataError: the file cannot be opened, or no encoding fits (see :func:`detect_encoding`).
     """
-    found = detect_encoding(path, encoding)
-    return io.TextIOWrapper(open_binary(path), encoding=found, errors="strict", newline="\n")
+    return open_decoded(path, detect_encoding(path, encoding))
+
+
+def open_decoded(path: Path, codec: str) -> TextIO:
+    """:func:`open_text` with a codec that :func:`detect_encoding` gave for this file."""
+    return io.TextIOWrapper(open_binary(path), encoding=codec, errors="strict", newline="\n")
 
 
 def detect_encoding(path: Path, encoding: str | None = None) -> str:
@@ -89,22 +93,20 @@ def detect_encoding(path: Path, encoding: str | None = None) -> str:
             if fault:
                 raise _cannot(path, fault, f"decoded as {exact}, which its byte order mark names")
             return codec
+    as_utf8 = _first_fault(path, "utf-8")
+    few_nul = head.count(b"\0") * 10 <= len(head)  # a stray one is its row's fault, not the file's
+    if as_utf8 is None and few_nul:
+        return "utf-8"
     if b"\0" in head:
         return _utf16_without_mark(path, head)
-    as_utf8 = _first_fault(path, "utf-8")
-    if as_utf8 is None:
-        return "utf-8"
+    assert as_utf8 is not None
     if _mostly_utf8(_read(path, max(0, as_utf8.offset - SAMPLE), BLOCK)):
-        raise _cannot(
-            path, as_utf8, "decoded as UTF-8, though the text around it is UTF-8: the file is damaged"
-        )
+        raise _cannot(path, as_utf8, "decoded as UTF-8, though the text around it is UTF-8: the file is damaged")
     as_gb = _first_fault(path, "gb18030")
     if as_gb is None:
         return "gb18030"
     tried = f"decoded (utf-8: {as_utf8.reason}; gb18030: {as_gb.reason} at byte {as_gb.offset})"
-    raise _cannot(
-        path, as_utf8, tried + _suggestion(_read(path, max(0, as_utf8.offset - SAMPLE), SAMPLE * 2))
-    )
+    raise _cannot(path, as_utf8, tried + _suggestion(_read(path, max(0, as_utf8.offset - SAMPLE), SAMPLE * 2)))
 
 
 def _check_given(path: Path, encoding: str) -> str:

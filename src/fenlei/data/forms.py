@@ -164,8 +164,7 @@ def read_turns(value: Any, column: str) -> tuple[str, str | None]:
     """
     if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
         raise DataError(
-            f"column {column!r}: expected a list of turns "
-            f'{{"role": ..., "content": ...}}, found {describe(value)}'
+            f'column {column!r}: expected a list of turns {{"role": ..., "content": ...}}, found {describe(value)}'
         )
     user: str | None = None
     answer: str | None = None
@@ -182,9 +181,7 @@ def read_turns(value: Any, column: str) -> tuple[str, str | None]:
 
 def _content(turn: Mapping[str, Any], column: str) -> str:
     content = turn.get("content", turn.get("value"))
-    if isinstance(content, list) and all(
-        isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content
-    ):
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise DataError(f"column {column!r}: a turn's content must be text, found {describe(content)}")

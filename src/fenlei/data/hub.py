@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +72,7 @@ def hub_tables(source: str, *, role: str, split: str | None, offline: bool) -> l
             missing = type(error).__name__ in _NOT_CACHED
             tried.append(f"{place}: " + ("it is not there" if missing else _first_line(error)))
     state = "offline" if offline else ("" if reached else "no hub can be reached")
-    advice = (
-        "Go online, or download it elsewhere and give the folder or file" if not reached else "Check the id"
-    )
+    advice = "Go online, or download it elsewhere and give the folder or file" if not reached else "Check the id"
     raise DataError(
         f"{source}: data set not found{f' ({state})' if state else ''}; tried:\n  "
         + "\n  ".join(tried)
@@ -102,8 +101,7 @@ def saved_rows(folder: Path, *, role: str, split: str | None) -> Table | None:
         used = next((candidate for candidate in wanted if candidate in data), None)
         if used is None:
             raise DataError(
-                f"{folder}: no split {' or '.join(wanted)}; it has {', '.join(data)}; "
-                "set data.split to one of them"
+                f"{folder}: no split {' or '.join(wanted)}; it has {', '.join(data)}; set data.split to one of them"
             )
         name, data = f"{folder}/{used}", data[used]
     return Table(name, dataset_rows(data))
@@ -190,10 +188,11 @@ def _probe(hubs: list[str]) -> set[str]:
 
     # threads, since a name server that does not answer blocks for longer than any socket timeout
     threads = [threading.Thread(target=knock, args=(hub,), daemon=True) for hub in hubs]
+    end = time.monotonic() + PROBE_SECONDS
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PROBE_SECONDS + 0.2)
+        thread.join(max(0.0, end - time.monotonic()))
     return set(reached)
 
 

@@ -53,6 +53,7 @@ class LabelSet:
         _check_twins({name: "" for name in self.names})
         self._index = {name: i for i, name in enumerate(self.names)}
         self.descriptions: dict[str, str] = dict(descriptions or {})
+        self.aliases: dict[str, str] = {}
         for name in self.descriptions:
             self._require(name, "data.descriptions describes")
         same = {alias: name for alias, name in (aliases or {}).items() if alias != name}
@@ -60,7 +61,7 @@ class LabelSet:
             self._require(name, f"data.aliases maps {alias!r} to")
             if alias in self._index:
                 raise DataError(f"data.aliases: {alias!r} is itself a label and cannot stand for {name!r}")
-        self.aliases: dict[str, str] = same
+        self.aliases = same
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example], config: DataConfig) -> LabelSet:
@@ -86,9 +87,7 @@ class LabelSet:
         labels = cls(config.labels, descriptions=config.descriptions, aliases=config.aliases)
         for name in counts:
             if name not in labels:
-                raise DataError(
-                    f"{where[name] or 'a row'}: {labels.unknown(name)} (data.labels lists the labels)"
-                )
+                raise DataError(f"{where[name] or 'a row'}: {labels.unknown(name)} (data.labels lists the labels)")
         return labels
 
     def encode(self, label: str) -> int:
@@ -150,12 +149,8 @@ class LabelSet:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"labels: expected 'names' as a list of texts, found {names!r:.80}")
         for part in maps:
-            if not isinstance(part, Mapping) or not all(
-                isinstance(x, str) for pair in part.items() for x in pair
-            ):
-                raise DataError(
-                    f"labels: expected 'descriptions' and 'aliases' as text -> text, found {part!r:.80}"
-                )
+            if not isinstance(part, Mapping) or not all(isinstance(x, str) for pair in part.items() for x in pair):
+                raise DataError(f"labels: expected 'descriptions' and 'aliases' as text -> text, found {part!r:.80}")
         return cls(names, descriptions=maps[0], aliases=maps[1])
 
     def _require(self, name: str, what: str) -> None:

@@ -186,9 +186,7 @@ class _Collected:
         for row in rows:
             self.read += 1
             reason = row.reason or "came after thousands of unreadable rows; the columns were not settled"
-            self._reject(
-                Rejected(f"{name}:{row.line}", reason, row.raw if row.values is None else row.values)
-            )
+            self._reject(Rejected(f"{name}:{row.line}", reason, row.raw if row.values is None else row.values))
 
     def _reject(self, row: Rejected) -> None:
         self.bad += 1
@@ -264,9 +262,7 @@ def _existing(source: str | Path) -> Path:
         if path.is_file() or path.is_dir():
             return path
         if path.exists():
-            raise DataError(
-                f"{path}: expected a regular file or a folder (data is read twice, pipes cannot be)"
-            )
+            raise DataError(f"{path}: expected a regular file or a folder (data is read twice, pipes cannot be)")
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from None
@@ -277,9 +273,7 @@ def _existing(source: str | Path) -> Path:
         )
     else:
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0) if names else []
-        hint = (
-            f"the nearest name there is {near[0]!r}" if near else f"the folder {str(path.parent)!r} is empty"
-        )
+        hint = f"the nearest name there is {near[0]!r}" if near else f"the folder {str(path.parent)!r} is empty"
     raise DataError(f"{path}: no such file or folder; {hint}")
 
 
@@ -292,10 +286,7 @@ def _folder_files(folder: Path, role: str) -> list[Path]:
     files = [
         entry
         for entry in entries
-        if entry.is_file()
-        and kind_of(entry)
-        and entry.name != REJECTED_NAME
-        and not entry.name.startswith(".")
+        if entry.is_file() and kind_of(entry) and entry.name != REJECTED_NAME and not entry.name.startswith(".")
     ]
     if not files:
         found = ", ".join(repr(entry.name) for entry in entries[:10]) or "nothing"
@@ -306,8 +297,7 @@ def _folder_files(folder: Path, role: str) -> list[Path]:
     chosen = [file for file in files if splits[file] == role]
     if not chosen:
         raise DataError(
-            f"{folder}: no file for {role} among {', '.join(repr(file.name) for file in files)}; "
-            "name the file itself"
+            f"{folder}: no file for {role} among {', '.join(repr(file.name) for file in files)}; name the file itself"
         )
     return chosen
 

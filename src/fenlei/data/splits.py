@@ -9,9 +9,7 @@ from fenlei.data.example import Example
 from fenlei.errors import DataError
 
 
-def stratified_split(
-    examples: Sequence[Example], fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+def stratified_split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Splits rows so that each class keeps its share on both sides; the same seed gives the same split.
 
     A class of two rows or more has at least one on each side, a class of one row stays in train.

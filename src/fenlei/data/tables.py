@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fenlei.data.encodings import open_text
+from fenlei.data.encodings import detect_encoding, open_decoded, open_text
 from fenlei.errors import DataError
 
 KINDS = {
@@ -146,7 +146,7 @@ def _json_lines(lines: Iterable[str]) -> Iterator[RawRow]:
         if not body:
             continue
         try:
-            value = _DECODER.decode(body)
+            value = _DECODER.decode(line.lstrip("\ufeff"))
         except json.JSONDecodeError as error:
             hint = "; is this a .json file (one array)?" if body in ("[", "{") else ""
             yield RawRow(number, None, f"invalid JSON at column {error.colno}: {error.msg}{hint}", body)
@@ -207,9 +207,7 @@ def _json_array(path: Path, text: str, start: int, *, whole: bool = True) -> Ite
             raise _broken_json(path, text, json.JSONDecodeError("expected ',' or ']'", text, index))
         rest = _skip_blank(text, index + 1)
         if whole and rest < len(text):
-            raise _broken_json(
-                path, text, json.JSONDecodeError("text after the end of the array", text, rest)
-            )
+            raise _broken_json(path, text, json.JSONDecodeError("text after the end of the array", text, rest))
         return
 
 
@@ -241,14 +239,15 @@ class _Lines:
 
 def _delimited(path: Path, encoding: str | None) -> Iterator[RawRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    codec = detect_encoding(path, encoding)
     delimiter, quoting = "\t", csv.QUOTE_MINIMAL
     if kind_of(path) == "tsv":
-        quoting = _tsv_quoting(path, encoding)
+        quoting = _tsv_quoting(path, codec)
     else:
-        with open_text(path, encoding) as handle:
+        with open_decoded(path, codec) as handle:
             first = handle.readline()
         delimiter = "," if "," in first else next((d for d in "\t;" if d in first), ",")
-    rows = _csv_rows(path, encoding, delimiter, quoting)
+    rows = _csv_rows(path, codec, delimiter, quoting)
     header = next(rows, None)
     if header is None:
         return
@@ -268,9 +267,9 @@ def _delimited(path: Path, encoding: str | None) -> Iterator[RawRow]:
             yield RawRow(row.line, dict(zip(names, row.raw, strict=True)))
 
 
-def _csv_rows(path: Path, encoding: str | None, delimiter: str, quoting: int) -> Iterator[RawRow]:
+def _csv_rows(path: Path, codec: str, delimiter: str, quoting: int) -> Iterator[RawRow]:
     """Rows as lists of fields in ``raw``, or with a reason; a row may span lines inside quotes."""
-    with open_text(path, encoding) as handle:
+    with open_decoded(path, codec) as handle:
         lines = _Lines(handle)
         # strict: without it an unclosed quote swallows the rest of the file in one field
         reader = csv.reader(iter(lines), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
@@ -291,14 +290,14 @@ def _csv_rows(path: Path, encoding: str | None, delimiter: str, quoting: int) ->
                 yield RawRow(start, None, raw=fields)
 
 
-def _tsv_quoting(path: Path, encoding: str | None) -> int:
+def _tsv_quoting(path: Path, codec: str) -> int:
     """Whether quotes in a TSV file enclose fields (Excel's way) or are plain characters (as in corpora)."""
-    with open_text(path, encoding) as handle:
+    with open_decoded(path, codec) as handle:
         if not any('"' in line for line in handle):
             return csv.QUOTE_MINIMAL
     faults = {}
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-        rows = _csv_rows(path, encoding, "\t", quoting)
+        rows = _csv_rows(path, codec, "\t", quoting)
         header = next(rows, None)
         width = len(header.raw or ()) if header else 0
         faults[quoting] = sum(bool(row.reason) or len(row.raw) != width for row in rows)
@@ -320,5 +319,5 @@ def _parquet(path: Path, encoding: str | None) -> Iterator[RawRow]:
                 for values in batch.to_pylist():
                     number += 1
                     yield RawRow(number, values)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is no UTF-8
         raise DataError(f"{path}: cannot be read as Parquet: {error}; is the file whole?") from None

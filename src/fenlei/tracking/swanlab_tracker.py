@@ -25,6 +25,7 @@ _GROUP_VARIABLES = tuple(
     f"SWANLAB_{name}" for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
 )
 _MOST_NAME, _MOST_DESCRIPTION = 512, 1024
+_MOST_ROWS = 100
 
 
 class SwanLabTracker:
@@ -80,11 +81,17 @@ class SwanLabTracker:
 
     def log_image(self, name: str, path: str, step: int, caption: str) -> None:
         """A picture, copied by SwanLab."""
-        self._swanlab.log({name: self._swanlab.Image(path, caption=caption or None)}, step=step)
+        self._swanlab.log({name: self._swanlab.Image(path, caption=caption or name)}, step=step)
 
     def log_text(self, name: str, text: str, step: int) -> None:
-        """A text."""
-        self._swanlab.log({name: self._swanlab.Text(text)}, step=step)
+        """A text, shown as a table with a row a line."""
+        lines = [line for line in text.split("\n") if line.strip()]
+        if len(lines) > _MOST_ROWS:
+            lines = [text]
+        # the local page stays blank for a text that has no caption
+        rows = [self._swanlab.Text(line, caption=str(number)) for number, line in enumerate(lines, 1)]
+        if rows:
+            self._swanlab.log({name: rows}, step=step)
 
     def finish(self, status: str) -> None:
         """Closes the run; online this uploads what is left, and retries for as long as the server is away."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fenlei.artifact import ADAPTER, TOKENIZER, write_artifact, write_json
 from fenlei.config import RunConfig
-from fenlei.data import Example, LabelSet
+from fenlei.data import Example
 from fenlei.errors import Interrupted, TrainingError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.inference import Prediction, Predictor
@@ -89,7 +89,9 @@ def train_classifier(
     console = console or Console(stderr=True)
     started = time.monotonic()
     store = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
-    checkpoint = require_latest(store, run_dir) if resume else _require_fresh(store, run_dir)
+    if not resume:
+        _require_fresh(store, run_dir)
+    checkpoint = require_latest(store, run_dir) if resume else None
     pick_device(config.model)
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     tokenizer = load_tokenizer(folder.path, config.model)
@@ -330,7 +332,3 @@ def _require_fresh(store: CheckpointStore, run_dir: Path) -> None:
         raise TrainingError(
             f"{run_dir}: holds a run already; add --resume to go on with it, or choose another --out"
         )
-    return None
-
-
-__all__ = ["LabelSet", "TrainResult", "prompt_record", "train_classifier"]

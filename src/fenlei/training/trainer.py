@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainingArguments
 
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
@@ -46,7 +46,7 @@ class ClassifierTrainer(Trainer):
         self.dev_at = (self.state.global_step, metrics)
         flat = {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float))}
         self.log(dict(flat))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
         return flat
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

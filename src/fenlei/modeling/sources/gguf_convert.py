@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,16 @@ def convert_gguf(source: str | Path, out: str | Path, *, advance: Advance | None
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _save_generation_config(config, tokenizer, out)
+    _open_to_others(out)
+
+
+def converted_bytes(source: str | Path) -> int:
+    """Bytes of disk space that the converted weights and tokenizer take, at most.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    return 2 * sum(math.prod(entry.shape) for entry in read_gguf(source).tensors.values()) + 50_000_000
 
 
 def _renamed(gguf: GgufFile, tied: bool) -> dict[str, TensorEntry]:
@@ -253,6 +264,13 @@ def _convert_through_transformers(gguf: GgufFile, out: Path) -> None:
         ) from None
     _save_plain(model, out)
     tokenizer.save_pretrained(out)
+    _open_to_others(out)
+
+
+def _open_to_others(out: Path) -> None:
+    """Gives weight files, which the safetensors library makes private, the mode of an ordinary new file."""
+    for file in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", file)
 
 
 def _save_plain(model: Any, out: Path) -> None:

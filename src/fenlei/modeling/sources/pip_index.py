@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fenlei.errors import ModelError
 from fenlei.modeling.sources.builtin import Part
-from fenlei.modeling.sources.reach import Host, host_of, reachable
+from fenlei.modeling.sources.reach import host_of, reachable
 
 _POLL_SECONDS = 0.1
 _ASK_PIP_SECONDS = 10.0
@@ -200,8 +200,3 @@ def _has_locally(place: str, part: Part) -> bool:
     if path is None:
         return False
     return (path / part.wheel_name).is_file() or (path / part.project).is_dir()
-
-
-def hosts_for_message(places: list[str]) -> list[Host]:
-    """The hosts behind some places, without user names and passwords."""
-    return [host for host in (host_of(place) for place in places) if host is not None]

