@@ -66,9 +66,7 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     counts = np.asarray(matrix)
     n = len(labels)
     if n == 0 or counts.shape != (n, n):
-        raise ValueError(
-            f"expected a confusion matrix of {n} x {n} for {n} labels, found shape {counts.shape}"
-        )
+        raise ValueError(f"expected a confusion matrix of {n} x {n} for {n} labels, found shape {counts.shape}")
     names = [_tidy(label) for label in labels]
     fonts = _fonts_for("".join(names) + _tidy(title, 200))
     key: list[str] = []
@@ -81,9 +79,7 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     widest = max(len(line) for line in names)
     margin = 1.2 + 0.13 * widest
     below = 0.22 * len(key)
-    figure = Figure(
-        figsize=(side + margin + 1.2, side + margin + 0.6 + below), dpi=_DPI, layout="constrained"
-    )
+    figure = Figure(figsize=(side + margin + 1.2, side + margin + 0.6 + below), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     _draw(figure.add_subplot(), counts, names, _tidy(title, 200), list(fonts))
     if key:

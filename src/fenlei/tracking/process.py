@@ -66,7 +66,7 @@ class TrackerProcess:
 
     def send(self, message: dict[str, Any]) -> None:
         """Queues a message; one that does not fit is left out, with one warning."""
-        if self._ended.is_set():
+        if self._fault is not None:
             return
         if not self._queue.put(encode(message)):
             self._dropped += 1

@@ -54,9 +54,7 @@ class SwanLabTracker:
         known = swanlab.Settings()  # environment, .env, yaml files, stored login
         preset = known.mode if "mode" in known.model_fields_set else None
         dashboard = find_spec("swanboard") is not None
-        mode = resolve_mode(
-            settings.mode, preset, known.api_key, lambda: reachable(known.api_host), dashboard
-        )
+        mode = resolve_mode(settings.mode, preset, known.api_key, lambda: reachable(known.api_host), dashboard)
         chosen = settings.mode if settings.mode != "auto" else preset
         try:
             self._run = self._init(mode, settings)

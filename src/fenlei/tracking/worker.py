@@ -130,6 +130,8 @@ def _apply(tracker: Tracker, message: dict[str, Any]) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return text
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 

@@ -195,17 +195,24 @@ class HashMemo:
 
     def sha256(self, path: Path, advance: Callable[[int], None] | None = None) -> str:
         """Like :func:`sha256_of`; a file with the same path, size and modification time is not read again."""
+        known = self.known(path)
+        if known is not None:
+            return known
         real = path.resolve()
-        stat = real.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        known = self._read().get(str(real))
-        if isinstance(known, list) and len(known) == 3 and known[:2] == stamp and isinstance(known[2], str):
-            return known[2]
+        stamp = _stamp(real)
         digest = sha256_of(real, advance)
         with contextlib.suppress(OSError):  # only a memo: a cache that cannot be written costs time, nothing else
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, {**self._read(), str(real): [*stamp, digest]})
         return digest
+
+    def known(self, path: Path) -> str | None:
+        """The remembered hash, if the file has not changed since."""
+        real = path.resolve()
+        found = self._read().get(str(real))
+        if isinstance(found, list) and len(found) == 3 and found[:2] == _stamp(real) and isinstance(found[2], str):
+            return found[2]
+        return None
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -213,6 +220,11 @@ class HashMemo:
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

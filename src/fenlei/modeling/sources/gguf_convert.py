@@ -47,23 +47,42 @@ def convert_gguf(source: str | Path, out: str | Path, *, advance: Advance | None
     """
     out = Path(out)
     gguf = read_gguf(source)
-    if gguf.architecture not in DIRECT:
-        _convert_through_transformers(gguf, out)
-        if advance:
-            advance(gguf.path.stat().st_size)
-        return
+    if gguf.architecture in DIRECT:
+        _convert_directly(gguf, out, advance or (lambda _: None))
+    else:
+        convert_through_transformers(gguf, out)
+    for file in out.glob("*.safetensors"):  # the library makes them private; give them an ordinary new file's mode
+        shutil.copymode(out / "config.json", file)
+
+
+def _convert_directly(gguf: GgufFile, out: Path, advance: Advance) -> None:
+    config, names = _plan(gguf)
     tokenizer = build_tokenizer(gguf)
-    tied = _is_tied(gguf)
-    config = model_config(gguf, tied=tied)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= config.vocab_size:
+        raise ModelError(f"{gguf.path}: token {highest} has no row in {config.vocab_size} embeddings; fetch it again")
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    names = _renamed(gguf, tied)
-    _check_against_model(gguf, config, names)
-    _write_weights(gguf, config, names, out, advance or (lambda _: None))
+    _write_weights(gguf, config, names, out, advance)
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _save_generation_config(config, tokenizer, out)
-    _open_to_others(out)
+    _save_generation_config(tokenizer, out)
+
+
+def _plan(gguf: GgufFile) -> tuple[PretrainedConfig, dict[str, TensorEntry]]:
+    """Configuration and renamed tensors, proven to fit each other."""
+    tied = _is_tied(gguf)
+    try:
+        config = model_config(gguf, tied=tied)
+        names = _renamed(gguf, tied)
+        _check_against_model(gguf, config, names)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers checks a configuration's numbers with kinds of its own
+        raise ModelError(
+            f"{gguf.path}: the numbers in this GGUF file make no model ({_first_line(error)}); fetch it again"
+        ) from None
+    return config, names
 
 
 def converted_bytes(source: str | Path) -> int:
@@ -79,7 +98,7 @@ def _renamed(gguf: GgufFile, tied: bool) -> dict[str, TensorEntry]:
     """Hugging Face's tensor names -> tensors; of a tied pair the more precise copy is kept."""
     renamed: dict[str, TensorEntry] = {}
     for name, entry in gguf.tensors.items():
-        if name in ("rope_freqs.weight", "output.weight"):
+        if name == "output.weight" or (name == "rope_freqs.weight" and gguf.architecture == "llama"):
             continue
         renamed[hf_name(gguf, name)] = entry
     output = gguf.tensors.get("output.weight")
@@ -228,7 +247,7 @@ def _write_weights(
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _save_generation_config(config: PretrainedConfig, tokenizer: Any, out: Path) -> None:
+def _save_generation_config(tokenizer: Any, out: Path) -> None:
     from transformers import GenerationConfig
 
     ends = [tokenizer.eos_token_id]
@@ -243,38 +262,60 @@ def _save_generation_config(config: PretrainedConfig, tokenizer: Any, out: Path)
     ).save_pretrained(out)
 
 
-def _convert_through_transformers(gguf: GgufFile, out: Path) -> None:
+def convert_through_transformers(gguf: GgufFile, out: Path) -> None:
+    """The way for every architecture that transformers reads; slower, and the whole model is in memory.
+
+    Args:
+        gguf: a checked header.
+        out: an existing empty folder.
+
+    Raises:
+        ModelError: transformers does not know the architecture, or the file does not fit it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = build_tokenizer(gguf)
+    _check_plausible(gguf)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             str(gguf.path.parent),
             gguf_file=gguf.path.name,
             dtype=torch.bfloat16,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # the reader raises many kinds; the user needs one
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"{gguf.path}: the GGUF architecture {gguf.architecture!r} cannot be read ({lines[0]}); "
+            f"{gguf.path}: the GGUF architecture {gguf.architecture!r} cannot be read ({_first_line(error)}); "
             "use the model's safetensors release instead"
         ) from None
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(f"{gguf.path}: the GGUF file lacks {len(missing)} tensors, e.g. {missing[0]}; fetch it again")
+    tokenizer = build_tokenizer(gguf)
     _save_plain(model, out)
     tokenizer.save_pretrained(out)
-    _open_to_others(out)
 
 
-def _open_to_others(out: Path) -> None:
-    """Gives weight files, which the safetensors library makes private, the mode of an ordinary new file."""
-    for file in out.glob("*.safetensors"):
-        shutil.copymode(out / "config.json", file)
+def _check_plausible(gguf: GgufFile) -> None:
+    """Keeps transformers from building a giant out of a damaged number: all weights must come from this file."""
+    largest = max(max(entry.shape) for entry in gguf.tensors.values())
+    if gguf.count("block_count") > len(gguf.tensors) or gguf.count("embedding_length") > largest:
+        raise ModelError(
+            f"{gguf.path}: the GGUF file is damaged: its layers and width do not fit its {len(gguf.tensors)} tensors"
+        )
+    for key, value in gguf.metadata.items():
+        if key.startswith(f"{gguf.architecture}.") and key.endswith(("feed_forward_length", "vocab_size")):
+            if isinstance(value, int) and value > largest:
+                raise ModelError(
+                    f"{gguf.path}: the GGUF file is damaged: {key} is {value}, its largest tensor {largest}"
+                )
 
 
 def _save_plain(model: Any, out: Path) -> None:
     """Saves what the GGUF reader made as an ordinary model; it refuses to save what it still calls quantised."""
+    import torch
     from safetensors.torch import save_file
 
     config = model.config
@@ -286,6 +327,14 @@ def _save_plain(model: Any, out: Path) -> None:
         for name, value in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
+    bad = next((name for name, value in tensors.items() if not torch.isfinite(value.float()).all()), None)
+    if bad is not None:
+        raise ModelError(f"the tensor {bad!r} of the GGUF file holds values that are not finite; fetch it again")
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -7,6 +7,7 @@ memory is asked for, so that a damaged or hostile header ends in a :class:`Model
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ class _Parser:
                 )
             tensors[name] = TensorEntry(name, shape, type_id, offset, nbytes)
         ordered = sorted(tensors.values(), key=lambda t: t.offset)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in itertools.pairwise(ordered):
             if before.offset + before.nbytes > after.offset:
                 raise self._damaged(f"the tensors {before.name!r} and {after.name!r} overlap")
         return tensors

@@ -75,8 +75,14 @@ def model_config(gguf: GgufFile, *, tied: bool) -> PretrainedConfig:
         "rope_theta": _shortest(gguf.number("rope.freq_base", 10000.0)),
     }
     _check_sizes(gguf, values)
+    head_dim = gguf.count("attention.key_length", hidden // heads)
+    if gguf.count("rope.dimension_count", head_dim) != head_dim:
+        raise ModelError(
+            f"{gguf.path}: rotary positions on a part of each head are not supported for {arch!r}; "
+            "use the model's safetensors release instead"
+        )
     if arch != "qwen2":
-        values["head_dim"] = gguf.count("attention.key_length", hidden // heads)
+        values["head_dim"] = head_dim
     if arch == "llama":
         values["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
     scaling = _rope_scaling(gguf, values)
@@ -113,7 +119,7 @@ def _shortest(value: float) -> float:
 
 def _rope_scaling(gguf: GgufFile, values: dict[str, Any]) -> dict[str, Any] | None:
     kind = gguf.metadata.get(f"{gguf.architecture}.rope.scaling.type", "none")
-    if "rope_freqs.weight" in gguf.tensors:
+    if gguf.architecture == "llama" and "rope_freqs.weight" in gguf.tensors:
         return _llama3_scaling(gguf, values)
     if kind == "none":
         return None
@@ -136,12 +142,14 @@ def _llama3_scaling(gguf: GgufFile, values: dict[str, Any]) -> dict[str, Any]:
     with gguf.path.open("rb") as stream:
         stream.seek(entry.offset)
         found = np.frombuffer(stream.read(entry.nbytes), dtype="<f4")
+    head_dim = values["head_dim"]
+    if found.shape != (head_dim // 2,) or not np.isfinite(found).all():
+        raise ModelError(f"{gguf.path}: rope_freqs.weight should hold {head_dim // 2} finite factors; fetch it again")
     scaling = {"rope_type": "llama3", "factor": _shortest(float(found.max())), **_LLAMA3}
     config = AutoConfig.for_model("llama", **values, rope_scaling=dict(scaling))
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, None)
-    dim = 2 * len(scaled)
-    plain = values["rope_theta"] ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-    if found.shape != (dim // 2,) or not np.allclose(plain / scaled.double().numpy(), found, rtol=1e-2):
+    plain = values["rope_theta"] ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if not np.allclose(plain / scaled.double().numpy(), found, rtol=1e-2):
         raise ModelError(
             f"{gguf.path}: its rotary scaling is not Llama 3's; use the model's safetensors release instead"
         )

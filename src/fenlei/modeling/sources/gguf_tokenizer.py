@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Token types of the GGUF specification.
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
+_END_OF_TEXT = "<|endoftext|>"
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,7 +54,14 @@ def build_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
     """
     pre = str(gguf.metadata.get("tokenizer.ggml.pre", ""))
     if gguf.metadata.get("tokenizer.ggml.model") == "gpt2" and pre in _RULES:
-        return _byte_level(gguf, _RULES[pre])
+        try:
+            return _byte_level(gguf, _RULES[pre])
+        except ModelError:
+            raise
+        except Exception as error:  # the libraries raise many kinds; the user needs one
+            raise ModelError(
+                f"{gguf.path}: the tokenizer in this GGUF file is damaged ({_first_line(error)}); fetch the file again"
+            ) from None
     return _through_transformers(gguf)
 
 
@@ -138,8 +146,8 @@ def _special_tokens(gguf: GgufFile, tokens: list[str]) -> dict[str, str]:
             raise ModelError(f"{gguf.path}: the {role} token {index!r} is not in the vocabulary of {len(tokens)}")
         roles[f"{role}_token"] = tokens[index]
     # Padding with the token that ends a turn makes real ends look like padding.
-    if roles.get("pad_token") == roles.get("eos_token") != "<|endoftext|>" and "<|endoftext|>" in tokens:
-        roles["pad_token"] = "<|endoftext|>"
+    if roles.get("pad_token") == roles.get("eos_token") != _END_OF_TEXT and _END_OF_TEXT in tokens:
+        roles["pad_token"] = _END_OF_TEXT
     return roles
 
 

@@ -38,6 +38,7 @@ class Bars:
         with progress.Progress(*columns, console=Console(stderr=True)) as shown:
             task = shown.add_task(title, total=total, completed=done)
             yield lambda more: shown.advance(task, more)
+            shown.update(task, completed=total)
 
     def say(self, text: str) -> None:
         """One line."""

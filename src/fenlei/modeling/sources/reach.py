@@ -1,4 +1,4 @@
-"""Finds out within a few seconds whether a server can be reached at all, before a library with long timeouts is asked."""
+"""Finds out within seconds whether a server can be reached, before a library with long timeouts is asked."""
 
 from __future__ import annotations
 

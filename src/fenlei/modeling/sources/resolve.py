@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fenlei.errors import ModelError
 from fenlei.modeling.sources.builtin import BUILTIN, BuiltinModel
-from fenlei.modeling.sources.cache import MANIFEST, Entry, HashMemo, ModelCache, read_entry, safe_name
+from fenlei.modeling.sources.cache import Entry, HashMemo, ModelCache, read_entry
 from fenlei.modeling.sources.folder import check_model_folder, weight_files
 from fenlei.modeling.sources.progress import Bars
 from fenlei.modeling.sources.spec import Spec, parse_spec
@@ -89,9 +91,10 @@ def _builtin(model: BuiltinModel, cache: ModelCache, offline: bool, bars: Bars) 
         if entry is not None:
             return entry.path
         staging = cache.staging(model.name)
-        gguf = fetch_gguf(model, cache, staging, offline=offline, bars=bars)
         manifest = {"source": "builtin", "spec": model.name, "gguf_sha256": model.sha256, "licence": model.licence}
-        entry = _convert(gguf, model.name, manifest, cache, bars)
+        with _disk_faults(f"fetching {model.name}", cache):
+            gguf = fetch_gguf(model, cache, staging, offline=offline, bars=bars)
+            entry = _convert(gguf, model.name, manifest, cache, bars)
         cache.clear_staging(model.name)
     return entry.path
 
@@ -101,10 +104,12 @@ def _gguf(spec: Spec, cache: ModelCache, bars: Bars) -> Path:
     from fenlei.modeling.sources.gguf_file import read_gguf
 
     read_gguf(spec.path)  # a damaged file is named before minutes of hashing
-    size = spec.path.stat().st_size
-    with bars.bar(f"checking {spec.path.name}", size) as report:
-        digest = HashMemo(cache.root).sha256(spec.path, report)
-    key = f"{safe_name(spec.name)}-{digest[:16]}"
+    memo = HashMemo(cache.root)
+    digest = memo.known(spec.path)
+    if digest is None:
+        with bars.bar(f"checking {spec.path.name}", spec.path.stat().st_size) as report:
+            digest = memo.sha256(spec.path, report)
+    key = f"gguf-{digest[:24]}"
     entry = cache.find(key)
     if entry is not None:
         return entry.path
@@ -112,9 +117,21 @@ def _gguf(spec: Spec, cache: ModelCache, bars: Bars) -> Path:
         entry = cache.find(key)
         if entry is None:
             manifest = {"source": "gguf", "spec": str(spec.path.absolute()), "gguf_sha256": digest}
-            entry = _convert(spec.path, key, manifest, cache, bars)
+            with _disk_faults(f"converting {spec.path.name}", cache):
+                entry = _convert(spec.path, key, manifest, cache, bars)
             cache.clear_staging(key)
     return entry.path
+
+
+@contextlib.contextmanager
+def _disk_faults(what: str, cache: ModelCache) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{what} failed while writing to {cache.root}: {error.strerror or error}; "
+            "free some disk space or choose another place with --cache-dir / model.cache_dir, then run it again"
+        ) from None
 
 
 def _convert(gguf: Path, key: str, manifest: dict[str, str], cache: ModelCache, bars: Bars) -> Entry:
@@ -125,17 +142,9 @@ def _convert(gguf: Path, key: str, manifest: dict[str, str], cache: ModelCache, 
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        with bars.bar(f"converting {key}", gguf.stat().st_size) as report:
+        with bars.bar("converting", gguf.stat().st_size) as report:
             convert_gguf(gguf, staged, advance=report)
         check_model_folder(staged)
         return cache.publish(staged, key, manifest)
-    except OSError as error:
-        raise ModelError(
-            f"converting {gguf.name} failed while writing to {cache.root}: {error.strerror or error}; "
-            "free some disk space or choose another place with --cache-dir / model.cache_dir, then run it again"
-        ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-__all__ = ["MANIFEST", "ModelFolder", "resolve"]
