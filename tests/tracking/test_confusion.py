@@ -40,15 +40,22 @@ def test_any_number_of_labels(tmp_path: Path, n: int) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["c.png"]
 
 
-def test_colours_follow_the_row_and_an_absent_class_is_empty(tmp_path: Path) -> None:
-    # one class of 1,000 rows, one of 4, one that does not occur
-    path = confusion_matrix_png([[1000, 0, 0], [0, 4, 0], [0, 0, 0]], ["a", "b", "c"], tmp_path / "c.png")
+def dark_rows(path: Path) -> int:
+    """Height in pixels of the cells in the darkest colour."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     matrix_only = pixels[:, : pixels.shape[1] * 3 // 4]  # without the colour bar
     darkest = np.array([8, 48, 107])  # matplotlib's Blues at 1.0
-    rows = (np.abs(matrix_only - darkest).sum(axis=2) < 6).any(axis=1).sum()
-    assert 85 < rows < 130  # two cells of about 54 pixels: both occurring classes are as dark as can be
+    return int((np.abs(matrix_only - darkest).sum(axis=2) < 6).any(axis=1).sum())
+
+
+def test_colours_follow_the_row_and_an_absent_class_is_empty(tmp_path: Path) -> None:
+    labels = ["a", "b", "c"]
+    one = confusion_matrix_png([[1000, 0, 0], [0, 0, 0], [0, 0, 0]], labels, tmp_path / "1.png")
+    two = confusion_matrix_png([[1000, 0, 0], [0, 4, 0], [0, 0, 0]], labels, tmp_path / "2.png")
+    # a class of 4 rows is as dark as one of 1,000, one that does not occur is not
+    assert dark_rows(one) > 50
+    assert dark_rows(two) == pytest.approx(2 * dark_rows(one), rel=0.05)
 
 
 def test_chinese_labels_are_drawn_with_a_font_that_has_them(tmp_path: Path) -> None:

@@ -13,6 +13,11 @@ from fenlei.tracking.adapter import Say
 from fenlei.tracking.channel import TrackerSettings
 
 
+def hang() -> None:
+    """What several of them do."""
+    time.sleep(3600)
+
+
 class Keeps:
     def __init__(self, settings: TrackerSettings, say: Say) -> None:
         self.path = Path(settings.run_dir) / "calls.jsonl"
@@ -39,17 +44,17 @@ class Keeps:
 
 class HangsAtStart(Keeps):
     def __init__(self, settings: TrackerSettings, say: Say) -> None:
-        time.sleep(3600)
+        hang()
 
 
 class HangsAtLog(Keeps):
     def log(self, values: dict[str, float], step: int) -> None:
-        time.sleep(3600)
+        hang()
 
 
 class HangsAtFinish(Keeps):
     def finish(self, status: str) -> None:
-        time.sleep(3600)
+        hang()
 
 
 class StopsAtStart(Keeps):

@@ -14,7 +14,7 @@ def error_console() -> Console:
     """Progress and notes go to stderr, so that stdout holds results only."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LABEL = 24
+_MOST_KEY = 56
 _CELL_INCH = 0.45
 _DPI = 120
 _ZEROS_UP_TO = 20
@@ -72,7 +73,7 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     key: list[str] = []
     if fonts is None:
         fonts = (_DEFAULT_FONT,)
-        key = [f"{i + 1} = {_ascii(name)}" for i, name in enumerate(names)]
+        key = [f"{i + 1} = {_tidy(_ascii(name), _MOST_KEY)}" for i, name in enumerate(names)]
         names, title = [str(i + 1) for i in range(n)], _ascii(title)
 
     side = max(2.5, _CELL_INCH * n)

@@ -15,7 +15,7 @@ from fenlei.modeling.sources import gguf_convert, gguf_names
 from fenlei.modeling.sources.folder import check_model_folder
 from fenlei.modeling.sources.gguf_convert import convert_gguf
 from fenlei.modeling.sources.gguf_file import read_gguf
-from tests.modeling.sources.tiny import TEMPLATE, tiny_model, vocabulary, write_gguf
+from tests.modeling.sources.tiny import TEMPLATE, gguf_name, tiny_model, vocabulary, write_gguf
 
 IDS = torch.arange(3, 200, 7)[None]
 
@@ -202,6 +202,71 @@ def test_values_that_are_not_finite_are_named(tmp_path):
 def test_damaged_vocabularies(tokens, tmp_path):
     with pytest.raises(ModelError, match=r"m\.gguf"):
         converted(write_gguf(tmp_path / "m.gguf", tiny_model("qwen2"), tokens=tokens), tmp_path)
+
+
+def starcoder2(path):
+    """An architecture that only transformers' reader knows here."""
+    from transformers import AutoConfig
+
+    words, types, merges = vocabulary()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "starcoder2",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(words),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = rounded(AutoModelForCausalLM.from_config(config).eval())
+    writer = gguf.GGUFWriter(str(path), "starcoder2")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_eps(config.norm_epsilon)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("starcoder")
+    writer.add_token_list(words)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(words.index("<|endoftext|>"))
+    writer.add_eos_token_id(words.index("<|im_end|>"))
+    writer.add_unk_token_id(words.index("<|endoftext|>"))
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        name = name.replace("mlp.c_fc", "mlp.up_proj").replace("mlp.c_proj", "mlp.down_proj")
+        target = gguf_name(name) if name != "model.norm.bias" else "output_norm.bias"
+        writer.add_tensor(target, value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, model
+
+
+def test_other_architectures_go_through_transformers(tmp_path):
+    path, model = starcoder2(tmp_path / "m.gguf")
+    out = converted(path, tmp_path)
+    assert torch.equal(logits(load(out)), logits(model))
+    assert AutoTokenizer.from_pretrained(out).encode("<|im_start|>") == [vocabulary()[0].index("<|im_start|>")]
+
+
+def test_random_filling_of_missing_tensors_is_refused(tmp_path):
+    path, _ = starcoder2(tmp_path / "m.gguf")
+    data = path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"lacks 1 tensors|cannot be read"):
+        converted(path, tmp_path)
 
 
 def test_plausibility_guard_before_transformers_builds_a_giant(tmp_path):

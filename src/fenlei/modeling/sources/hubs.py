@@ -99,7 +99,18 @@ class HuggingFaceHub:
         """The folder in a local cache; raises anything if there is none. Touches no network."""
         from huggingface_hub import snapshot_download
 
-        return Path(str(snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True)))
+        # Without a pattern the library calls a snapshot incomplete that lacks files which were left out on purpose.
+        return Path(
+            str(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    local_files_only=True,
+                    allow_patterns=["config.json"],
+                )
+            )
+        )
 
     def listing(self, name: str, revision: str | None) -> dict[str, int]:
         """The files at the top of the repository and their sizes in bytes."""
