@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from fenlei.artifact import ADAPTER, TOKENIZER, Artifact, read_artifact, write_artifact
-from fenlei.config import ModelConfig, PromptConfig, RunConfig
+from fenlei.config import PromptConfig, RunConfig
 from fenlei.data import Example, LabelSet, read_examples
 from fenlei.errors import ArtifactError, DataError, FenleiError
 from fenlei.inference.predictor import Predictor
@@ -294,7 +294,7 @@ def _load_predictor(artifact: Artifact, config: RunConfig, labels: LabelSet, tem
 
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     _require_same_base(artifact, folder.weights_sha256(), folder.path)
-    tokenizer = load_tokenizer(artifact.path / TOKENIZER, ModelConfig())
+    tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates)
     model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
     return Predictor(

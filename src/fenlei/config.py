@@ -70,7 +70,7 @@ class ModelConfig(_Part):
     cache_dir: str | None = None
     """Where fetched and converted models are kept (default: ~/.cache/fenlei)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the base weights; `auto` is bfloat16."""
+    """Number format of the base weights; `auto` is bfloat16 where the device computes in it, else float32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 

