@@ -126,7 +126,8 @@ def _write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     for name in _columns(records):
         values = [record.get(name) for record in records]
         if name == "probabilities":
-            arrays[name] = pa.array([list(record[name].items()) for record in records], pa.map_(pa.string(), pa.float64()))
+            pairs = [list(record[name].items()) for record in records]
+            arrays[name] = pa.array(pairs, pa.map_(pa.string(), pa.float64()))
             continue
         try:
             arrays[name] = pa.array(values)
