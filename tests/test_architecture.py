@@ -61,22 +61,16 @@ def test_an_upward_import_is_seen(tmp_path, monkeypatch):
     assert upward(bad) == ["bad.py:1 imports fenlei.training.run"]
 
 
-@pytest.mark.parametrize(
-    "command", ["import fenlei", "import sys; sys.argv = ['fenlei', '--help']; import fenlei.cli"]
-)
+@pytest.mark.parametrize("command", ["import fenlei", "import sys; sys.argv = ['fenlei', '--help']; import fenlei.cli"])
 def test_start_up_imports_nothing_heavy(command):
     """What keeps `import fenlei` and `fenlei --help` under half a second; the time itself is in docs/benchmarks.md."""
     code = f"{command}\nimport sys\nprint(' '.join(sorted(set(m.split('.')[0] for m in sys.modules))))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert HEAVY.isdisjoint(loaded)
 
 
 def test_files_stay_small():
-    long = {
-        p.relative_to(SRC).as_posix(): n for p in modules() if (n := len(p.read_bytes().split(b"\n"))) > 450
-    }
+    long = {p.relative_to(SRC).as_posix(): n for p in modules() if (n := len(p.read_bytes().split(b"\n"))) > 450}
     assert not long
 
 
@@ -89,9 +83,7 @@ def test_nothing_that_can_run_code_is_called():
             if isinstance(node, ast.Call):
                 if isinstance(node.func, ast.Name) and node.func.id in banned:
                     found.append(f"{path.name}:{node.lineno} {node.func.id}")
-                if any(
-                    k.arg in {"shell", "allow_pickle"} and getattr(k.value, "value", 0) for k in node.keywords
-                ):
+                if any(k.arg in {"shell", "allow_pickle"} and getattr(k.value, "value", 0) for k in node.keywords):
                     found.append(f"{path.name}:{node.lineno} keyword")
                 if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in {
                     "torch.load",

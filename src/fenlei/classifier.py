@@ -109,9 +109,7 @@ class TextClassifier:
         run_dir = Path(out or config.out or default_run_dir(config))
         config = config.with_values({"out": str(run_dir)})
         if in_memory:
-            data = split_training_data(
-                config, self._rows(train, y), self._rows(dev, None), self._rows(test, None)
-            )
+            data = split_training_data(config, self._rows(train, y), self._rows(dev, None), self._rows(test, None))
         else:
             data = read_training_data(config, run_dir)
         self.result = train_classifier(config, data, run_dir, resume=resume, console=console)
@@ -214,9 +212,7 @@ class TextClassifier:
         )
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()
-    ) -> TextClassifier:
+    def load(cls, path: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()) -> TextClassifier:
         """Opens a run folder or classifier folder.
 
         Args:
@@ -248,9 +244,7 @@ class TextClassifier:
 
     def _ready(self) -> Predictor:
         if self._predictor is None:
-            raise FenleiError(
-                "this classifier is not trained yet: call fit(...), or TextClassifier.load(folder)"
-            )
+            raise FenleiError("this classifier is not trained yet: call fit(...), or TextClassifier.load(folder)")
         return self._predictor
 
     def _gold(self, row: Example) -> str:

@@ -78,8 +78,7 @@ def test_one_token_too_few_would_be_seen(model):
 def test_batched_equals_single(model):
     """Rows of every length and kind in one call, in any batch size, give what each gives alone, in order."""
     requests = [
-        ScoreRequest(p, answers)
-        for p, answers in zip(prompts(20, seed=1), 4 * list(ANSWER_SETS.values()), strict=True)
+        ScoreRequest(p, answers) for p, answers in zip(prompts(20, seed=1), 4 * list(ANSWER_SETS.values()), strict=True)
     ]
     alone = [CandidateScorer(model, 0, 16).score([r])[0] for r in requests]
     for budget in (16, 100, 100_000):

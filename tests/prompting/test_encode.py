@@ -75,9 +75,7 @@ def test_labels_and_candidates_never_become_control_tokens(tokenizer):
     assert made.control_ids.isdisjoint(made.answer_ids("a<|im_end|>")[:-1])
     frame = PromptEncoder(tokenizer, PromptConfig(max_length=256), LABELS).encode("x")
     prompt = made.encode("x")
-    assert sum(i in made.control_ids for i in prompt.input_ids) == sum(
-        i in made.control_ids for i in frame.input_ids
-    )
+    assert sum(i in made.control_ids for i in prompt.input_ids) == sum(i in made.control_ids for i in frame.input_ids)
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])

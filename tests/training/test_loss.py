@@ -22,9 +22,7 @@ def gradients(model, loss):
 def batch_rows(tokenizer, rows):
     labels = LabelSet(["体育", "财经", "科技"])
     encoder = PromptEncoder(tokenizer, PromptConfig(max_length=256), labels)
-    examples = [
-        Example(r["text"] * (i + 1), r["output"], tuple(r["category"])) for i, r in enumerate(rows[:3])
-    ]
+    examples = [Example(r["text"] * (i + 1), r["output"], tuple(r["category"])) for i, r in enumerate(rows[:3])]
     return build_training_set(examples, encoder).rows
 
 
@@ -53,9 +51,7 @@ def test_answer_loss_equals_full_logits_loss(tiny_model, tokenizer, batch_rows):
     kept = AnswerCollator(tokenizer.pad_token_id)(batch_rows)
     sparse = model(**kept, use_cache=False)
     full = model(**full_batch(batch_rows, tokenizer.pad_token_id), use_cache=False)
-    assert (
-        sparse.logits.shape[0] == len(kept["shift_labels"]) < full.logits.shape[0] * full.logits.shape[1] / 4
-    )
+    assert sparse.logits.shape[0] == len(kept["shift_labels"]) < full.logits.shape[0] * full.logits.shape[1] / 4
     assert float(sparse.loss) == pytest.approx(float(full.loss), abs=1e-6)
     ours, theirs = gradients(model, sparse.loss), gradients(model, full.loss)
     assert ours.keys() == theirs.keys()

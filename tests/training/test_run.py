@@ -35,11 +35,7 @@ def fitted(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("fitted")
     from tests.conftest import SENTENCES
 
-    rows = [
-        {"text": t, "category": list(SENTENCES), "output": label}
-        for label, ts in SENTENCES.items()
-        for t in ts
-    ]
+    rows = [{"text": t, "category": list(SENTENCES), "output": label} for label, ts in SENTENCES.items() for t in ts]
     train = folder / "train.jsonl"
     train.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
     settings = {
@@ -149,9 +145,7 @@ def test_run_folder(fitted):
         assert sha256_of(run / "classifier" / name) == digest
     assert not [p for p in run.rglob("*.bin")]
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
-    again = TextClassifier(
-        config=__import__("yaml").safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    )
+    again = TextClassifier(config=__import__("yaml").safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     assert again.config == classifier.config, "config.yaml alone reproduces the run"
 
 
@@ -257,9 +251,7 @@ def test_best_checkpoint_by_macro_f1_is_kept_and_saved(tmp_path, train_file, tin
     kept = [c.step for c in CheckpointStore(tmp_path / "run" / "checkpoints", 1).list()]
     assert kept == [4, result.steps]
     best = tmp_path / "run" / "checkpoints" / "step-00000004" / "adapter_model.safetensors"
-    assert sha256_of(best) == sha256_of(
-        tmp_path / "run" / "classifier" / "adapter" / "adapter_model.safetensors"
-    )
+    assert sha256_of(best) == sha256_of(tmp_path / "run" / "classifier" / "adapter" / "adapter_model.safetensors")
 
 
 def test_early_stopping(tmp_path, train_file, tiny_settings, monkeypatch):
@@ -270,9 +262,7 @@ def test_early_stopping(tmp_path, train_file, tiny_settings, monkeypatch):
         run_module._Session,
         "_score",
         lambda self, e: (
-            ({**real(self, e)[0], "macro_f1": 0.5, "log_loss": 1.0}, [])
-            if e is self.data.dev
-            else real(self, e)
+            ({**real(self, e)[0], "macro_f1": 0.5, "log_loss": 1.0}, []) if e is self.data.dev else real(self, e)
         ),
     )
     monkeypatch.setattr(run_module._Session, "_report", lambda *a, **k: None)
@@ -311,9 +301,7 @@ def test_without_the_check_nan_would_train_on(tmp_path, train_file, tiny_setting
     from fenlei.training.trainer import ClassifierTrainer
 
     compute = ClassifierTrainer.compute_loss
-    monkeypatch.setattr(
-        ClassifierTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan")
-    )
+    monkeypatch.setattr(ClassifierTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
     monkeypatch.setattr(ClassifierTrainer, "_require_finite", lambda *a: None)
     settings = deeper(tiny_settings, train={"epochs": 1})
     assert TextClassifier(config=settings).fit(train_file, out=tmp_path / "run").result.steps == 3
@@ -324,9 +312,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, train_file, tiny_settings)
     run = tmp_path / "run"
 
     def press() -> None:
-        while not (run / "metrics.jsonl").exists() or "train" not in (run / "metrics.jsonl").read_text(
-            "utf-8"
-        ):
+        while not (run / "metrics.jsonl").exists() or "train" not in (run / "metrics.jsonl").read_text("utf-8"):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 

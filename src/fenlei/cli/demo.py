@@ -21,12 +21,8 @@ _BAR = 24
 
 def demo(
     model: str = typer.Option(DEFAULT_MODEL, help="Model spec; see `fenlei models list`."),
-    out: Path | None = typer.Option(
-        None, help="Run folder; by default the first free fenlei-demo, fenlei-demo-2 ..."
-    ),
-    overrides: list[str] | None = typer.Argument(
-        None, metavar="[KEY=VALUE]...", help="Any setting of `fenlei train`."
-    ),
+    out: Path | None = typer.Option(None, help="Run folder; by default the first free fenlei-demo, fenlei-demo-2 ..."),
+    overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="Any setting of `fenlei train`."),
 ) -> None:
     """Tune a small model on 180 Chinese news items and show what it learned (minutes on two CPU cores)."""
     from rich.console import Console
@@ -36,9 +32,7 @@ def demo(
     console = Console(highlight=False)
     run_dir = out or _free_folder(Path("fenlei-demo"))
     config = demo_config(model, run_dir, overrides or [])
-    console.print(
-        "fenlei demo: 9 classes of Chinese news, written for this demo; topics of test and training differ\n"
-    )
+    console.print("fenlei demo: 9 classes of Chinese news, written for this demo; topics of test and training differ\n")
     quiet_libraries()
     zero_shot: dict[str, Any] = {}
     result = _train(config, run_dir, console, zero_shot)
@@ -80,9 +74,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, zero_shot: dict[s
         start = time.monotonic()
         found = untrained.predict(data.test)
         gold = [str(e.label) for e in data.test]
-        zero_shot.update(
-            evaluate_predictions(gold, found, data.labels.names, seconds=time.monotonic() - start)
-        )
+        zero_shot.update(evaluate_predictions(gold, found, data.labels.names, seconds=time.monotonic() - start))
         console.print(f"zero-shot accuracy {zero_shot['accuracy']:.3f}; now training ...")
 
     return train_classifier(config, data, run_dir, console=console, before_training=measure)

@@ -27,9 +27,7 @@ def doctor() -> None:
         lines.append("cuda          none")
     lines.append(f"cpu           {os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
     if hasattr(os, "sysconf"):
-        lines.append(
-            f"memory        {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-        )
+        lines.append(f"memory        {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
     cache = Path.home() / ".cache" / "fenlei"
     lines.append(f"cache         {cache}, {shutil.disk_usage(Path.home()).free / 2**30:.0f} GiB free")
     typer.echo("\n".join(lines))

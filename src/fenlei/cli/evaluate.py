@@ -10,9 +10,7 @@ import typer
 def evaluate(
     run: Path = typer.Argument(..., metavar="RUN", help="Run folder or classifier folder."),
     file: str = typer.Argument(..., metavar="FILE", help="Labelled data."),
-    overrides: list[str] | None = typer.Argument(
-        None, metavar="[KEY=VALUE]...", help="e.g. model.device=cpu"
-    ),
+    overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="e.g. model.device=cpu"),
     json_out: Path | None = typer.Option(None, "--json", metavar="OUT", help="Write all figures here."),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),
 ) -> None:

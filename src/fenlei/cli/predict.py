@@ -9,12 +9,8 @@ import typer
 
 def predict(
     run: Path = typer.Argument(..., metavar="RUN", help="Run folder or classifier folder."),
-    source: str = typer.Argument(
-        ..., metavar="INPUT", help="Texts: .jsonl, .json, .csv, .tsv, .parquet or a folder."
-    ),
-    overrides: list[str] | None = typer.Argument(
-        None, metavar="[KEY=VALUE]...", help="e.g. data.text_column=body"
-    ),
+    source: str = typer.Argument(..., metavar="INPUT", help="Texts: .jsonl, .json, .csv, .tsv, .parquet or a folder."),
+    overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="e.g. data.text_column=body"),
     out: Path = typer.Option(..., "--out", help="Where predictions go: .jsonl, .csv or .parquet."),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),
 ) -> None:

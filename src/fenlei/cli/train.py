@@ -21,9 +21,7 @@ def train(
     preset: str | None = typer.Option(None, help="default, or tutorial (the Qwen1.5 tutorial's values)."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the newest checkpoint in --out."),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),
-    show_settings: bool = typer.Option(
-        False, "--show-settings", help="List every setting with its default, and end."
-    ),
+    show_settings: bool = typer.Option(False, "--show-settings", help="List every setting with its default, and end."),
 ) -> None:
     """Tune a model on labelled texts; write a run folder with the classifier in it."""
     from fenlei.config import RunConfig
@@ -80,12 +78,8 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
             stdout.print(metrics_table(metrics, f"{name} set"))
             stdout.print(headline(metrics))
     minutes = result.seconds / 60
-    stdout.print(
-        f"\ntrained {result.steps} steps in {minutes:.1f} min; kept the weights of step {result.best_step}"
-    )
-    stdout.print(
-        f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True
-    )
+    stdout.print(f"\ntrained {result.steps} steps in {minutes:.1f} min; kept the weights of step {result.best_step}")
+    stdout.print(f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True)
     for line in result.trackers:
         stdout.print(f"tracking    {line}", soft_wrap=True, markup=False)
     stdout.print(

@@ -30,9 +30,7 @@ def pick_device(config: ModelConfig) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
-        raise ModelError(
-            f"model.device={config.device!r} cannot be used here ({first_line}); try auto"
-        ) from None
+        raise ModelError(f"model.device={config.device!r} cannot be used here ({first_line}); try auto") from None
     return device
 
 

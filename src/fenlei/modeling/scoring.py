@@ -56,9 +56,7 @@ class CandidateScorer:
         try:
             for batch in self._batches(requests):
                 trees = [_tree_of(requests[i].answers) for i in batch]
-                for i, scores in zip(
-                    batch, self._score_batch([requests[i] for i in batch], trees), strict=True
-                ):
+                for i, scores in zip(batch, self._score_batch([requests[i] for i in batch], trees), strict=True):
                     results[i] = scores
                 if progress is not None:
                     progress(len(batch))
@@ -122,9 +120,7 @@ class CandidateScorer:
         return inputs
 
 
-def _tree_mask(
-    rows: list[ScoreRequest], trees: list[AnswerTree], width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tree_mask(rows: list[ScoreRequest], trees: list[AnswerTree], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Boolean mask ``(B, 1, T, T)``: causal within the prompt; a tree token sees the prompt and its ancestors."""
     import torch
 

@@ -59,9 +59,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, *, with_system: bool) -> Chat
     if merged:
         prompt = _render(tokenizer, [("user", _USER)])
     if prompt is None or prompt.count(_USER) != 1:
-        raise ModelError(
-            "the tokenizer's chat template does not render a user turn; is this an instruct model?"
-        )
+        raise ModelError("the tokenizer's chat template does not render a user turn; is this an instruct model?")
     head, after_user = prompt.split(_USER)
     before, between = head.split(_SYSTEM) if not merged else (head, "\n\n" if with_system else "")
     return ChatFrame(before, between, after_user, _turn_end(tokenizer, merged), merged)
@@ -96,7 +94,5 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, merged: bool) -> tuple[int, ..
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has neither a chat template that ends a turn nor an end-of-text token"
-        )
+        raise ModelError("the tokenizer has neither a chat template that ends a turn nor an end-of-text token")
     return (int(tokenizer.eos_token_id),)

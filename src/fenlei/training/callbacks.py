@@ -61,9 +61,7 @@ class EarlyStopping(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Looks at the whole history, which a resumed run brings along."""
-        history = [
-            (e["eval_macro_f1"], -e["eval_log_loss"]) for e in state.log_history if "eval_macro_f1" in e
-        ]
+        history = [(e["eval_macro_f1"], -e["eval_log_loss"]) for e in state.log_history if "eval_macro_f1" in e]
         if self._patience and history:
             since_best = len(history) - 1 - history.index(max(history))
             if since_best >= self._patience:
@@ -124,9 +122,7 @@ class Reporter(TrainerCallback):
         self._task: Any = None
         self._start = (0.0, 0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock and, on a terminal, the bar."""
         self._start = (time.monotonic(), state.global_step)
         if self._console.is_terminal:
@@ -144,9 +140,7 @@ class Reporter(TrainerCallback):
             )
             self._bar.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Moves the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
@@ -176,9 +170,7 @@ class Reporter(TrainerCallback):
                 f"log loss {dev['log_loss']:.4f} ({dev['n']:.0f} rows)"
             )
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Notes the checkpoint."""
         self._record.write("note", state.global_step, message="checkpoint saved")
 
@@ -197,9 +189,7 @@ class Reporter(TrainerCallback):
         if self._bar is not None:
             self._bar.update(self._task, note=f"loss {values['loss']:.4f}  {rate:.2f} rows/s")
             return
-        left = (
-            (state.max_steps - state.global_step) * self._rows_per_step / rate if rate > 0 else float("nan")
-        )
+        left = (state.max_steps - state.global_step) * self._rows_per_step / rate if rate > 0 else float("nan")
         self._console.print(
             f"step {state.global_step}/{state.max_steps}  loss {values['loss']:.4f}  "
             f"lr {values.get('learning_rate', 0.0):.2e}  {rate:.2f} rows/s  ETA {_clock(left)}"

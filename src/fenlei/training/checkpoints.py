@@ -84,9 +84,7 @@ class CheckpointStore:
         """Turns a written folder into a checkpoint, then removes what need not be kept."""
         # the Trainer pickles its arguments here; the run's config.yaml holds them in a form that cannot run code
         (written / "training_args.bin").unlink(missing_ok=True)
-        sizes = {
-            f.relative_to(written).as_posix(): f.stat().st_size for f in written.rglob("*") if f.is_file()
-        }
+        sizes = {f.relative_to(written).as_posix(): f.stat().st_size for f in written.rglob("*") if f.is_file()}
         for name in sizes:
             _fsync(written / name)
         write_json(written / MANIFEST, {"step": step, "dev": dev, "files": sizes})

@@ -100,8 +100,7 @@ def _require_known(rows: Sequence[Example], labels: LabelSet, role: str) -> None
                 unknown.setdefault(str(name), []).append(row.source)
     if unknown:
         listed = "; ".join(
-            f"{name!r} in {len(where)} rows, first {where[0]}"
-            for name, where in list(unknown.items())[:_FIRST_SHOWN]
+            f"{name!r} in {len(where)} rows, first {where[0]}" for name, where in list(unknown.items())[:_FIRST_SHOWN]
         )
         raise DataError(
             f"the {role} data has labels that the training data does not have: {listed}. The labels are "

@@ -133,9 +133,7 @@ class _Session:
             base.enable_input_require_grads()
         self.model = add_adapter(base, config.lora, config.train.seed)
         trained, total = parameter_count(self.model)
-        self.console.print(
-            f"model {config.model.spec}: {total / 1e6:.0f} M parameters, {trained / 1e6:.2f} M trained"
-        )
+        self.console.print(f"model {config.model.spec}: {total / 1e6:.0f} M parameters, {trained / 1e6:.2f} M trained")
         self.predictor = Predictor(
             self.model,
             self.encoder,
@@ -184,9 +182,7 @@ class _Session:
             base_model=self.base_model,
         )
 
-    def _train(
-        self, rows: TrainingSet, checkpoint: Checkpoint | None, record: Record, trackers: TrackerGroup
-    ) -> int:
+    def _train(self, rows: TrainingSet, checkpoint: Checkpoint | None, record: Record, trackers: TrackerGroup) -> int:
         from fenlei.training.trainer import ClassifierTrainer, training_arguments
 
         train = self.config.train
@@ -282,9 +278,7 @@ class _Session:
             report / f"confusion-{part}.png",
             title=f"{part} set",
         )
-        trackers.log_image(
-            f"{part}/confusion_matrix", picture, step, caption=f"{part}: rows right, columns predicted"
-        )
+        trackers.log_image(f"{part}/confusion_matrix", picture, step, caption=f"{part}: rows right, columns predicted")
         trackers.log_text(f"{part}/samples", _samples(examples, predictions), step)
         return metrics
 
@@ -296,9 +290,7 @@ def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
 
 def _samples(examples: list[Example], predictions: list[Prediction]) -> str:
     """A few predictions as text, the wrong ones first."""
-    pairs = sorted(
-        zip(examples, predictions, strict=True), key=lambda p: (p[0].label == p[1].label, p[1].probability)
-    )
+    pairs = sorted(zip(examples, predictions, strict=True), key=lambda p: (p[0].label == p[1].label, p[1].probability))
     lines = [
         f"{'right' if e.label == p.label else 'WRONG'}  {p.label} ({p.probability:.3f}), label {e.label}: {e.text[:80]}"
         for e, p in pairs[:_SAMPLES_SHOWN]
@@ -329,6 +321,4 @@ def _say_data(console: Console, data: TrainingData, rows: TrainingSet, config: R
 
 def _require_fresh(store: CheckpointStore, run_dir: Path) -> None:
     if store.latest() is not None or (run_dir / "classifier").exists():
-        raise TrainingError(
-            f"{run_dir}: holds a run already; add --resume to go on with it, or choose another --out"
-        )
+        raise TrainingError(f"{run_dir}: holds a run already; add --resume to go on with it, or choose another --out")
