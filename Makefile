@@ -4,13 +4,13 @@ VENV   ?= .venv
 # More pip options, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small CPU build of torch
 PIP_ARGS ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock $(PIP_ARGS)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock $(PIP_ARGS)
 
 .PHONY: demo test soak lint format lock clean
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("fenlei needs Python 3.10 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing torch and the rest into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch==2.13.0
 	$(PIP) -e .

@@ -79,6 +79,8 @@ def write_artifact(
         ArtifactError: the target holds something that is not a classifier, or cannot be written.
     """
     target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target}: is a file; a classifier needs a folder of its own")
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise ArtifactError(f"{target}: exists and is not a classifier folder; choose another place")
     target.parent.mkdir(parents=True, exist_ok=True)

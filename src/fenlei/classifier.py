@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from fenlei.artifact import ADAPTER, TOKENIZER, Artifact, read_artifact, write_artifact
-from fenlei.config import PromptConfig, RunConfig
-from fenlei.data import Example, LabelSet, read_examples
-from fenlei.errors import ArtifactError, DataError, FenleiError
+from fenlei.config import PromptConfig, RunConfig, read_yaml
+from fenlei.data import Example, LabelSet, ReadResult, read_examples
+from fenlei.errors import ArtifactError, DataError, FenleiError, ModelError
 from fenlei.inference.predictor import Predictor
 from fenlei.modeling.prediction import Prediction
+from fenlei.prompting import ChatFrame
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from fenlei.modeling.sources import ModelFolder
     from fenlei.training.run import TrainResult
 
 Source = Union[str, Path, Sequence[str], Sequence[Example]]  # noqa: UP007
@@ -53,7 +55,7 @@ class TextClassifier:
         else:
             values = dict(config or {})
         if model is not None:
-            values["model"] = {**values.get("model", {}), "spec": model}
+            values["model"] = {**(values.get("model") or {}), "spec": model}
         self.config = RunConfig.build(values, overrides=overrides)
         self.result: TrainResult | None = None
         self.manifest: dict[str, Any] = {}
@@ -99,19 +101,29 @@ class TextClassifier:
         Raises:
             FenleiError: one of its kinds, with what to do.
         """
-        from fenlei.training.data import read_training_data, split_training_data
+        from fenlei.training.data import read_part, read_training_data, split_training_data
+        from fenlei.training.folder import open_run
         from fenlei.training.run import train_classifier
 
-        in_memory = y is not None or not isinstance(train, (str, Path, type(None)))
-        config = self.config
-        if not in_memory:
-            config = config.with_values({"data": _given(train=train, dev=dev, test=test)})
+        files = {"train": train, "dev": dev, "test": test}
+        files = {role: source for role, source in files.items() if isinstance(source, (str, Path))}
+        if y is not None and "train" in files:
+            raise DataError("y goes with texts; a file brings its own labels")
+        config = self.config.with_values({"data": {role: str(source) for role, source in files.items()}})
         run_dir = Path(out or config.out or default_run_dir(config))
         config = config.with_values({"out": str(run_dir)})
-        if in_memory:
-            data = split_training_data(config, self._rows(train, y), self._rows(dev, None), self._rows(test, None))
-        else:
+        open_run(config, run_dir, resume=resume)
+        if train is None and dev is None and test is None:
             data = read_training_data(config, run_dir)
+        else:
+            parts, rejected = {}, {}
+            for role, source in (("train", train), ("dev", dev), ("test", test)):
+                where = getattr(config.data, role) if source is None else files.get(role)
+                if where is not None:
+                    parts[role], rejected[role] = read_part(config, where, role, run_dir)
+                else:
+                    parts[role] = self._rows(source, y if role == "train" else None)
+            data = split_training_data(config, **parts, rejected=rejected)
         self.result = train_classifier(config, data, run_dir, resume=resume, console=console)
         self.config = config
         self._predictor = self.result.predictor
@@ -137,7 +149,7 @@ class TextClassifier:
             DataError: a candidate is not in the label set, or a text is not a string.
         """
         predictor = self._ready()
-        rows = self._rows(texts, None, label_needed=False)
+        rows = self._rows(texts, None)
         if candidates is not None:
             names = tuple(self.labels.canonical(name) for name in candidates)
             return predictor.predict(rows, candidates=names, progress=progress)
@@ -157,34 +169,60 @@ class TextClassifier:
             len(found), len(names)
         )
 
-    def evaluate(self, data: Source, y: Sequence[str] | None = None) -> dict[str, Any]:
-        """Metrics on labelled data; see :func:`fenlei.evaluation.evaluate_predictions` for the keys.
+    def evaluate(
+        self, data: Source, y: Sequence[str] | None = None, *, rejected_path: str | Path | None = None
+    ) -> dict[str, Any]:
+        """Metrics on labelled data.
+
+        Args:
+            data: file, folder or data set id; or texts with ``y``; or examples.
+            y: the label of each text.
+            rejected_path: where bad rows of a file go when ``data.on_bad_row`` is ``skip``.
+
+        Returns:
+            The keys of :func:`fenlei.evaluation.evaluate_predictions`, and ``rejected``: the number of bad rows left
+            out.
 
         Raises:
             DataError: no labelled row, or a label outside the label set.
         """
         from fenlei.evaluation import evaluate_predictions
 
-        rows = self.read(data, role="test") if isinstance(data, (str, Path)) else self._rows(data, y)
+        rejected = 0
+        if isinstance(data, (str, Path)):
+            found = self.read(data, role="test", rejected_path=rejected_path)
+            rows, rejected = found.examples, len(found.rejected)
+        else:
+            rows = self._rows(data, y)
+        if not rows:
+            raise DataError("nothing to evaluate: no rows")
         gold = [self._gold(row) for row in rows]
         predictor = self._ready()
         start = time.monotonic()
         predictions = predictor.predict(rows)
         seconds = time.monotonic() - start
-        return evaluate_predictions(gold, predictions, self.labels.names, seconds=seconds)
+        metrics = evaluate_predictions(gold, predictions, self.labels.names, seconds=seconds)
+        return {**metrics, "rejected": rejected}
 
-    def read(self, source: str | Path, *, role: str = "test", need_label: bool = True) -> list[Example]:
+    def read(
+        self,
+        source: str | Path,
+        *,
+        role: str = "test",
+        need_label: bool = True,
+        rejected_path: str | Path | None = None,
+    ) -> ReadResult:
         """Reads a data file as this classifier's configuration says."""
         config = self.config
-        found = read_examples(
+        return read_examples(
             source,
             config.data,
             role=role,
             need_label=need_label,
             offline=config.model.offline,
             labels=self.labels,
+            rejected_path=Path(rejected_path) if rejected_path is not None else None,
         )
-        return found.examples
 
     def save(self, path: str | Path) -> Path:
         """Writes the classifier folder: manifest, labels, prompt, calibration, adapter, tokenizer files.
@@ -230,14 +268,18 @@ class TextClassifier:
             values: dict[str, Any] = {
                 "model": {"spec": model or base["spec"], "dtype": base["dtype"]},
                 "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
-                "data": {"candidates": artifact.prompt["candidates"]},
+                "data": {"candidates": artifact.prompt["candidates"], **artifact.prompt["columns"]},
             }
+            cache_dir = _cache_dir_of(Path(path))
+            if cache_dir is not None:
+                values["model"]["cache_dir"] = cache_dir
             labels = LabelSet.from_dict(artifact.labels)
+            chat = ChatFrame.from_dict(artifact.prompt["chat"])
             temperature = float(artifact.calibration["temperature"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{artifact.path}: a setting in it is missing or wrong: {error}") from error
         self = cls(config=values, overrides=overrides)
-        self._predictor = _load_predictor(artifact, self.config, labels, temperature)
+        self._predictor = _load_predictor(artifact, self.config, labels, chat, temperature)
         self._folder = artifact.path
         self.manifest = artifact.manifest
         return self
@@ -252,13 +294,11 @@ class TextClassifier:
             raise DataError(f"{row.source or 'a row'}: evaluation needs a label")
         return self.labels.canonical(row.label)
 
-    def _rows(self, source: Any, y: Sequence[str] | None, *, label_needed: bool = True) -> list[Example]:
+    def _rows(self, source: Any, y: Sequence[str] | None) -> list[Example]:
         if source is None:
             return []
         if isinstance(source, (str, Path)):
-            if not label_needed:
-                raise DataError("expected a list of texts, found one string: put it into a list, [text]")
-            return read_examples(source, self.config.data, need_label=True).examples
+            raise DataError("expected a list of texts, found one string: put it into a list, [text]")
         rows = list(source)
         if y is not None and len(y) != len(rows):
             raise DataError(f"{len(rows)} texts but {len(y)} labels")
@@ -280,16 +320,17 @@ def default_run_dir(config: RunConfig) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _load_predictor(artifact: Artifact, config: RunConfig, labels: LabelSet, temperature: float) -> Predictor:
+def _load_predictor(
+    artifact: Artifact, config: RunConfig, labels: LabelSet, chat: ChatFrame, temperature: float
+) -> Predictor:
     from fenlei.modeling.adapter import load_adapter
     from fenlei.modeling.loading import load_model, load_tokenizer
-    from fenlei.modeling.sources import resolve
     from fenlei.prompting import PromptEncoder
 
-    folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
+    folder = _find_base(artifact, config)
     _require_same_base(artifact, folder.weights_sha256(), folder.path)
     tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
-    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates)
+    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat)
     model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
     return Predictor(
         model,
@@ -300,6 +341,36 @@ def _load_predictor(artifact: Artifact, config: RunConfig, labels: LabelSet, tem
     )
 
 
+def _find_base(artifact: Artifact, config: RunConfig) -> ModelFolder:
+    """The base model: where it was, or by its spec at the revision that was trained on."""
+    from fenlei.modeling.sources import resolve
+
+    base = artifact.manifest["base_model"]
+    specs = [config.model.spec]
+    if config.model.spec == base["spec"]:
+        pinned = {"huggingface": "hf", "modelscope": "ms"}.get(base["source"])
+        if base.get("path") and Path(base["path"]).exists():
+            specs.insert(0, base["path"])
+        elif pinned and base.get("revision"):
+            name = base["spec"].split(":", 1)[-1].split("@", 1)[0]
+            specs.insert(0, f"{pinned}:{name}@{base['revision']}")
+    for spec in specs:
+        try:
+            return resolve(spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
+        except ModelError as error:
+            last = error
+    raise ModelError(f"{artifact.path}: its base model cannot be found: {last}. Say where it is with model.spec=...")
+
+
+def _cache_dir_of(run_dir: Path) -> str | None:
+    """The model cache that the run used, so that nothing is fetched twice on one machine."""
+    stored = run_dir / "config.yaml"
+    if not stored.is_file():
+        return None
+    found = read_yaml(stored).get("model", {}).get("cache_dir")
+    return found if found and Path(found).is_dir() else None
+
+
 def _require_same_base(artifact: Artifact, found: Mapping[str, str], path: Path) -> None:
     expected = artifact.manifest["base_model"].get("sha256") or {}
     if expected and sorted(expected.values()) != sorted(found.values()):
@@ -307,7 +378,3 @@ def _require_same_base(artifact: Artifact, found: Mapping[str, str], path: Path)
             f"{artifact.path}: was trained on other weights than those in {path} (base model "
             f"{artifact.manifest['base_model']['spec']}); give the right ones with model.spec=..."
         )
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {k: str(v) for k, v in values.items() if v is not None}

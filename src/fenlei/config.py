@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
+_GROUPS = ("data", "model", "prompt", "lora", "train", "tracking", "inference")
 
 
 class _Part(BaseModel):
@@ -72,7 +73,7 @@ class ModelConfig(_Part):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the base weights; `auto` is bfloat16 where the device computes in it, else float32."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto`, `cpu`, `cuda`, `mps`."""
 
 
 class PromptConfig(_Part):
@@ -81,7 +82,7 @@ class PromptConfig(_Part):
     preset: Literal["zh", "en", "tutorial-zh", "custom"] = "zh"
     """Wording of the prompt; `custom` needs `prompt.user`."""
     system: str | None = None
-    """Jinja template of the system turn (`candidates`, `labels`, `descriptions`); only with preset `custom`."""
+    """Jinja template of the system turn (`candidates`, `descriptions`); only with preset `custom`."""
     user: str | None = None
     """Jinja template of the user turn; must contain `{{ text }}` exactly once; only with preset `custom`."""
     max_length: int = Field(default=384, ge=16)
@@ -124,8 +125,8 @@ class TrainConfig(_Part):
 
     epochs: float = Field(default=2.0, gt=0)
     """Passes over the training rows."""
-    max_steps: int = Field(default=-1, ge=-1)
-    """Stop after this many optimizer steps; -1 goes by epochs."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, whatever `epochs` says."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     batch_size: int = Field(default=16, ge=1)
@@ -136,7 +137,7 @@ class TrainConfig(_Part):
     """Evens out unequal classes: a class of n rows is seen (largest / n) ** oversample times an epoch. 0: off."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Weight decay of AdamW."""
-    warmup_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
+    warmup_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
     """Share of the steps in which the learning rate rises to its peak."""
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     """Shape of the learning rate after warm-up."""
@@ -208,7 +209,7 @@ class RunConfig(_Part):
         for item in overrides:
             _apply_override(merged, item)
         preset = merged.get("preset", "default")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}; found {preset!r}")
         return cls._validated(_merge(PRESETS[preset], merged))
 
@@ -288,17 +289,40 @@ def _apply_override(target: dict[str, Any], item: str) -> None:
     if not sep or not key:
         raise ConfigError(f"expected key=value (e.g. train.learning_rate=2e-4), found {item!r}")
     try:
-        value = yaml.safe_load(raw)
+        value = _read_value(key, raw)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: cannot read the value {raw!r}: {error}") from None
     *parts, last = key.split(".")
     node = target
     for part in parts:
-        child = node.setdefault(part, {})
+        child = node[part] = {} if node.get(part) is None else node[part]
         if not isinstance(child, dict):
             raise ConfigError(f"{key}: {part!r} is a value, not a group of settings")
         node = child
     node[last] = value
+
+
+def _read_value(key: str, raw: str) -> Any:
+    """Reads the value of an override: as YAML, but a setting that is text stays the text that was typed.
+
+    YAML would make a mapping of a template's braces, and ``true`` of the label ``yes``.
+    """
+    kind = str(_annotation(key))
+    if kind in ("<class 'str'>", "str | None"):
+        return None if raw in ("null", "~") and kind != "<class 'str'>" else raw
+    if "str" in kind and ("tuple[" in kind or "dict[" in kind):
+        return None if raw in ("null", "~") else yaml.BaseLoader(raw).get_single_data()
+    return yaml.safe_load(raw)
+
+
+def _annotation(key: str) -> Any:
+    model: Any = RunConfig
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return None
+        model = fields[part].annotation
+    return model
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +336,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    # a group left empty in a file (`data:`) is read as null
+    given = ((k, v) for k, v in values.items() if v is not None or k not in _GROUPS)
+    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in given}
 
 
 def _known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -106,7 +106,7 @@ def test_same_ids_in_training_evaluation_and_prediction(fitted, monkeypatch):
     from fenlei.training.dataset import AnswerCollator, build_training_set
 
     classifier, train = fitted
-    rows = classifier.read(train)
+    rows = classifier.read(train).examples
     encoder = classifier._ready().encoder
     collate = AnswerCollator(0)
     trained = []

@@ -14,7 +14,14 @@ def error_console() -> Console:
     """Progress and notes go to stderr, so that stdout holds results only."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def output_console() -> Console:
+    """Results go to stdout. No markup: labels and paths may hold square brackets."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
 
 
 def quiet_libraries() -> None:

@@ -25,11 +25,12 @@ def demo(
     overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="Any setting of `fenlei train`."),
 ) -> None:
     """Tune a small model on 180 Chinese news items and show what it learned (minutes on two CPU cores)."""
-    from rich.console import Console
+    from fenlei.cli.common import output_console, quiet_libraries
+    from fenlei.errors import ConfigError
 
-    from fenlei.cli.common import quiet_libraries
-
-    console = Console(highlight=False)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: is there already; choose another folder")
+    console = output_console()
     run_dir = out or _free_folder(Path("fenlei-demo"))
     config = demo_config(model, run_dir, overrides or [])
     console.print("fenlei demo: 9 classes of Chinese news, written for this demo; topics of test and training differ\n")
@@ -65,8 +66,10 @@ def _train(config: RunConfig, run_dir: Path, console: Console, zero_shot: dict[s
     from fenlei.evaluation import evaluate_predictions
     from fenlei.inference import Predictor
     from fenlei.training.data import read_training_data
+    from fenlei.training.folder import open_run
     from fenlei.training.run import train_classifier
 
+    open_run(config, run_dir, resume=False)
     data = read_training_data(config, run_dir)
 
     def measure(untrained: Predictor) -> None:
@@ -109,22 +112,22 @@ def _show(console: Console, result: TrainResult, zero_shot: dict[str, Any]) -> N
     ):
         console.print(f"  {name:<11} {where}", soft_wrap=True)
     for line in result.trackers:
-        console.print(f"  {'tracking':<11} {line}", soft_wrap=True, markup=False)
+        console.print(f"  {'tracking':<11} {line}", soft_wrap=True)
     console.print("\nWhat to type next:")
     for command in (
         f"fenlei predict {run} YOUR_TEXTS.jsonl --out predictions.jsonl",
         f"fenlei evaluate {run} YOUR_LABELLED.jsonl",
         "fenlei train --train YOUR_TRAIN.jsonl --model Qwen/Qwen2.5-1.5B-Instruct --out runs/mine",
     ):
-        console.print(f"  {command}", soft_wrap=True, markup=False)
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def _show_prediction(console: Console, text: str, prediction: Prediction) -> None:
-    console.print(f"\n  {text}", markup=False)
+    console.print(f"\n  {text}")
     top = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
     for label, p in top:
         bar = "█" * round(p * _BAR)
-        console.print(f"    {label:<12} {p:6.3f} {bar}", markup=False)
+        console.print(f"    {label:<12} {p:6.3f} {bar}")
 
 
 def _unseen() -> list[str]:

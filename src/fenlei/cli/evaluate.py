@@ -19,19 +19,22 @@ def evaluate(
     from fenlei.errors import DataError
 
     find_classifier(run)
+    if json_out is not None and json_out.is_dir():
+        raise DataError(f"--json {json_out}: is a folder; give a file name")
     if json_out is not None and not json_out.parent.is_dir():
         raise DataError(f"--json {json_out}: the folder {json_out.parent} does not exist")
-    from rich.console import Console
-
     from fenlei.classifier import TextClassifier
-    from fenlei.cli.common import headline, metrics_table, quiet_libraries
+    from fenlei.cli.common import headline, metrics_table, output_console, quiet_libraries
 
     quiet_libraries()
     more = ["model.offline=true"] if offline else []
     classifier = TextClassifier.load(run, overrides=[*(overrides or ()), *more])
-    metrics = classifier.evaluate(file)
+    rejected = (json_out or Path("evaluate")).with_suffix(".rejected.jsonl")
+    metrics = classifier.evaluate(file, rejected_path=rejected)
     if json_out is not None:
         write_json(json_out, metrics)
-    stdout = Console(highlight=False)
+    stdout = output_console()
     stdout.print(metrics_table(metrics, str(file)))
     stdout.print(headline(metrics))
+    if metrics["rejected"]:
+        stdout.print(f"{metrics['rejected']} bad rows left out: {rejected}")

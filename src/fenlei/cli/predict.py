@@ -27,7 +27,8 @@ def predict(
     console = error_console()
     more = ["model.offline=true"] if offline else []
     classifier = TextClassifier.load(run, overrides=[*(overrides or ()), *more])
-    rows = read_input(source, classifier.config.data, classifier.labels, rejected_to=out)
+    config = classifier.config
+    rows = read_input(source, config.data, classifier.labels, rejected_to=out, offline=config.model.offline)
     with _bar(console, len(rows.examples)) as advance:
         predictions = classifier.classify(rows.examples, progress=advance)
     write_predictions(out, rows, predictions)

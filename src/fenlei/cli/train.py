@@ -25,6 +25,7 @@ def train(
 ) -> None:
     """Tune a model on labelled texts; write a run folder with the classifier in it."""
     from fenlei.config import RunConfig
+    from fenlei.errors import ConfigError
 
     if show_settings:
         typer.echo(describe_settings())
@@ -41,7 +42,13 @@ def train(
         model__spec=model,
         model__offline=True if offline else None,
     )
-    merged = {k: ({**values.get(k, {}), **v} if isinstance(v, dict) else v) for k, v in given.items()}
+    stored = values.get("preset", "default")
+    if preset is not None and values and preset != stored:
+        raise ConfigError(
+            f"--preset {preset}: the settings that are read already come from preset {stored!r} and would win over it; "
+            "leave one of the two out"
+        )
+    merged = {k: ({**(values.get(k) or {}), **v} if isinstance(v, dict) else v) for k, v in given.items()}
     _run(RunConfig.build({**values, **merged}, overrides=overrides or ()), where, resume)
 
 
@@ -62,7 +69,7 @@ def _values(config: Path | None, out: Path | None, resume: bool) -> tuple[dict[s
 
 def _run(config: Any, out: Path | None, resume: bool) -> None:
     from fenlei.classifier import TextClassifier, default_run_dir
-    from fenlei.cli.common import error_console, headline, metrics_table, quiet_libraries
+    from fenlei.cli.common import error_console, headline, metrics_table, output_console, quiet_libraries
 
     console = error_console()
     run_dir = Path(out or config.out or default_run_dir(config))
@@ -70,9 +77,7 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
     classifier = TextClassifier(config=config).fit(out=run_dir, resume=resume, console=console)
     result = classifier.result
     assert result is not None
-    from rich.console import Console
-
-    stdout = Console(highlight=False)
+    stdout = output_console()
     for name, metrics in (("dev", result.dev), ("test", result.test)):
         if metrics:
             stdout.print(metrics_table(metrics, f"{name} set"))
@@ -81,7 +86,7 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
     stdout.print(f"\ntrained {result.steps} steps in {minutes:.1f} min; kept the weights of step {result.best_step}")
     stdout.print(f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True)
     for line in result.trackers:
-        stdout.print(f"tracking    {line}", soft_wrap=True, markup=False)
+        stdout.print(f"tracking    {line}", soft_wrap=True)
     stdout.print(
         f"next        fenlei predict {result.run_dir} TEXTS.jsonl --out PREDICTIONS.jsonl",
         soft_wrap=True,

@@ -145,6 +145,7 @@ class _Check:
     def __init__(self, config: DataConfig, need_label: bool, labels: LabelSet | None) -> None:
         self.need_label = need_label
         self.labels = labels
+        self.rows_choose = config.candidates == "row"  # with `all` a row's own candidates are not used
         self.aliases: Mapping[str, str] = {**config.aliases, **(labels.aliases if labels else {})}
 
     def __call__(self, row: Mapping[str, Any], columns: Columns, source: str, number: int) -> Example:
@@ -153,7 +154,7 @@ class _Check:
             return example
         if self.need_label and example.label is not None and example.label not in self.labels:
             raise DataError(f"column {columns.label!r}: {self.labels.unknown(example.label)}")
-        for name in example.candidates or ():
+        for name in example.candidates or () if self.rows_choose else ():
             if name not in self.labels:
                 raise DataError(f"column {columns.candidates or columns.text!r}: {self.labels.unknown(name)}")
         return example

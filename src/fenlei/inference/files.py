@@ -37,7 +37,9 @@ def check_output(source: str | Path, out: Path) -> None:
         raise DataError(f"--out {out}: is the input; predictions would overwrite it")
 
 
-def read_input(source: str | Path, config: DataConfig, labels: LabelSet, *, rejected_to: Path) -> ReadResult:
+def read_input(
+    source: str | Path, config: DataConfig, labels: LabelSet, *, rejected_to: Path, offline: bool = False
+) -> ReadResult:
     """Reads the texts to classify; labels in the file are carried over but not needed."""
     return read_examples(
         source,
@@ -45,6 +47,7 @@ def read_input(source: str | Path, config: DataConfig, labels: LabelSet, *, reje
         need_label=False,
         role="predict",
         labels=labels,
+        offline=offline,
         rejected_path=rejected_to.with_name(rejected_to.name + ".rejected.jsonl"),
     )
 
@@ -85,11 +88,15 @@ def _record(rows: ReadResult, index: int, prediction: Prediction) -> dict[str, A
         "abstained": prediction.abstained,
         "truncated": prediction.truncated,
     }
-    carried: dict[str, Any] = {columns.text: example.text}
+    # a conversation is one column with text and label in it: here they go apart
+    plain = columns.form != "messages"
+    carried: dict[str, Any] = {columns.text if plain else "text": example.text}
+    if columns.id and columns.id != "id":
+        carried[columns.id] = example.id
     if columns.candidates and example.candidates is not None:
         carried[columns.candidates] = example.candidates_text or list(example.candidates)
     if columns.label and example.label is not None:
-        carried[columns.label] = example.label
+        carried[columns.label if plain else "input_label"] = example.label
     carried.update(example.extra)
     for name, value in carried.items():
         record[f"input_{name}" if name in _WRITTEN else name] = value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fenlei.data.example import Example
+from fenlei.errors import ModelError
 from fenlei.modeling.prediction import Prediction
 from fenlei.modeling.scoring import CandidateScorer, ScoreRequest, probabilities
 from fenlei.prompting import EncodedPrompt, PromptEncoder
@@ -65,6 +67,11 @@ class Predictor:
         return ScoreRequest(prompt.input_ids, answers)
 
     def _prediction(self, prompt: EncodedPrompt, scores: np.ndarray) -> Prediction:
+        if not all(map(math.isfinite, scores)):
+            raise ModelError(
+                "the model's scores are not finite numbers, so there is no answer to give; "
+                "model.dtype=bfloat16 or float32 is the usual cure, float16 the usual cause"
+            )
         p = probabilities(scores, self.temperature)
         best = int(p.argmax())
         return Prediction(

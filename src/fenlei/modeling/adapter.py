@@ -34,12 +34,15 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMo
             f"{', '.join(sorted(linear))}"
         )
     torch.manual_seed(seed)
+    # a model that also reads pictures: nothing flows through that part here, so an adapter there would stay empty
+    towers = {part for name, _ in model.named_modules() for part in name.split(".") if "vision" in part}
     adapter = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.target_modules),
+        exclude_modules=rf".*\b({'|'.join(sorted(towers))})\b.*" if towers else None,
     )
     return get_peft_model(model, adapter, autocast_adapter_dtype=True)
 

@@ -91,20 +91,10 @@ def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
     Raises:
         ModelError: the weights cannot be loaded, do not fit the architecture, or need code of their own.
     """
-    from transformers import AutoModelForCausalLM
-
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,  # other weight files are pickles, and unpickling runs code
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
+        model, info = _from_pretrained(folder, config, dtype)
     except Exception as error:
         raise _cannot_load("model", folder, error) from error
     missing = sorted(info.get("missing_keys", ()))
@@ -115,6 +105,28 @@ def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
         )
     model.config.use_cache = False
     return model.requires_grad_(False).eval().to(device)
+
+
+def _from_pretrained(folder: str | Path, config: ModelConfig, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    def load(attention: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,  # other weight files are pickles, and unpickling runs code
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+
+    try:
+        return load("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return load("eager")  # e.g. Gemma 2, whose attention caps its scores
 
 
 def _cannot_load(what: str, folder: str | Path, error: Exception) -> ModelError:

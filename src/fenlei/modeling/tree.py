@@ -41,6 +41,11 @@ class AnswerTree:
         """Number of nodes, the root included."""
         return len(self.tokens) + 1
 
+    @property
+    def forks(self) -> bool:
+        """Whether the nodes are more than one chain, so that causal attention alone would mix branches."""
+        return self.parents != tuple(range(len(self.parents)))
+
 
 def build_tree(answers: Sequence[tuple[int, ...]]) -> AnswerTree:
     """Builds the tree of shared beginnings.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fenlei.errors import ModelError
@@ -39,6 +40,15 @@ class ChatFrame:
     turn_end: tuple[int, ...]
     merged: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """For prompt.json."""
+        return {**asdict(self), "turn_end": list(self.turn_end)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ChatFrame:
+        """From prompt.json."""
+        return cls(**{**values, "turn_end": tuple(int(i) for i in values["turn_end"])})
+
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase, *, with_system: bool) -> ChatFrame:
     """Reads the frame off the tokenizer's own chat template.
@@ -50,7 +60,8 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, *, with_system: bool) -> Chat
         ModelError: the template does not render, or no token ends an answer.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return ChatFrame("", "\n\n" if with_system else "", "\n", _end_of_text(tokenizer), merged=False)
+        between = "\n\n" if with_system else ""
+        return ChatFrame(_start_of_text(tokenizer), between, "\n", _end_of_text(tokenizer), merged=False)
     merged = not with_system
     prompt = None
     if with_system:
@@ -90,6 +101,12 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, merged: bool) -> tuple[int, ..
         if token in control:
             return tuple(ids[: position + 1])
     return _end_of_text(tokenizer)
+
+
+def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the tokenizer puts before every text by itself, if any (Gemma is lost without it)."""
+    first = list(tokenizer("x")["input_ids"])[:1]
+    return str(tokenizer.bos_token) if first and first[0] == tokenizer.bos_token_id else ""
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

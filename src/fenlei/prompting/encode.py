@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from fenlei.config import PromptConfig
 from fenlei.data.example import Example
 from fenlei.errors import ConfigError, DataError
-from fenlei.prompting.chat import chat_frame
+from fenlei.prompting.chat import ChatFrame, chat_frame
 from fenlei.prompting.plain import PlainTokenizer
 from fenlei.prompting.templates import render, template_of
 
@@ -66,6 +66,7 @@ class PromptEncoder:
         config: wording, length and truncation.
         labels: all labels; ``labels.descriptions`` are shown by the presets that have a place for them.
         candidates: ``"row"``: a row's own candidates where it has them; ``"all"``: always the whole label set.
+        chat: the chat frame as a classifier folder stored it; read off the tokenizer by default.
 
     Raises:
         ConfigError: a template does not fit, or two labels become the same answer ids.
@@ -78,6 +79,7 @@ class PromptEncoder:
         config: PromptConfig,
         labels: LabelSet,
         candidates: Literal["row", "all"] = "row",
+        chat: ChatFrame | None = None,
     ) -> None:
         self.config = config
         self.labels = labels
@@ -85,7 +87,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._template = template_of(config)
         self._plain = PlainTokenizer(tokenizer)
-        self._chat = chat_frame(tokenizer, with_system=bool(self._template.system.strip()))
+        self.chat = chat or chat_frame(tokenizer, with_system=bool(self._template.system.strip()))
         self._answers: dict[str, tuple[int, ...]] = {}
         self._frames: OrderedDict[tuple[tuple[str, ...], str | None], _Frame] = OrderedDict()
         self._ellipsis = self._plain.encode(_ELLIPSIS)[0]
@@ -105,7 +107,7 @@ class PromptEncoder:
         """
         found = self._answers.get(label)
         if found is None:
-            found = (*self._plain.encode(label)[0], *self._chat.turn_end)
+            found = (*self._plain.encode(label)[0], *self.chat.turn_end)
             twin = next((name for name, ids in self._answers.items() if ids == found), None)
             if twin is not None:
                 raise ConfigError(f"labels {twin!r} and {label!r} become the same tokens; rename one")
@@ -135,7 +137,7 @@ class PromptEncoder:
         Raises:
             ConfigError: ``max_length`` leaves no room for any text.
         """
-        names = tuple(candidates) if candidates is not None else self.labels.names
+        names = tuple(dict.fromkeys(candidates)) if candidates is not None else self.labels.names
         frame = self._frame(names, candidates_text)
         ids, offsets = self._plain.encode(text)
         truncated = len(ids) > frame.budget
@@ -185,7 +187,7 @@ class PromptEncoder:
         system, before, after = render(
             self._template, names, candidates_text=wording, descriptions=self.labels.descriptions
         )
-        chat = self._chat
+        chat = self.chat
         prefix = (
             *self._control(chat.before_system),
             *self._plain.encode(system)[0],

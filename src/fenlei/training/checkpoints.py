@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fenlei.artifact import read_json, write_json
-from fenlei.errors import ArtifactError, TrainingError
+from fenlei.errors import ArtifactError
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -105,18 +105,6 @@ class CheckpointStore:
         for checkpoint in found[: -self.keep]:
             if best is None or checkpoint.path != best.path:
                 shutil.rmtree(checkpoint.path, ignore_errors=True)
-
-
-def require_latest(store: CheckpointStore, run_dir: Path) -> Checkpoint:
-    """The checkpoint to resume from.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    found = store.latest()
-    if found is None:
-        raise TrainingError(f"{run_dir}: nothing to resume: no whole checkpoint; train without --resume")
-    return found
 
 
 def _whole(path: Path) -> dict[str, Any] | None:

@@ -48,12 +48,27 @@ def read_training_data(config: RunConfig, run_dir: Path) -> TrainingData:
         if not source:
             parts[role] = []
             continue
-        name = "rejected.jsonl" if role == "train" else f"rejected-{role}.jsonl"
-        result = read_examples(
-            source, config.data, role=role, rejected_path=run_dir / name, offline=config.model.offline
-        )
-        parts[role], rejected[role] = result.examples, len(result.rejected)
+        parts[role], rejected[role] = read_part(config, source, role, run_dir)
     return split_training_data(config, **parts, rejected=rejected)
+
+
+def read_part(config: RunConfig, source: str | Path, role: str, run_dir: Path) -> tuple[list[Example], int]:
+    """Reads one file, folder or data set; bad rows, if they may be skipped, go to the run folder.
+
+    Args:
+        config: the settings.
+        source: where the rows are.
+        role: ``train``, ``dev`` or ``test``.
+        run_dir: gets ``rejected.jsonl`` (``rejected-dev.jsonl``, ``rejected-test.jsonl``).
+
+    Returns:
+        The rows, and how many were left out.
+    """
+    if config.data.on_bad_row == "skip":
+        run_dir.mkdir(parents=True, exist_ok=True)
+    name = "rejected.jsonl" if role == "train" else f"rejected-{role}.jsonl"
+    result = read_examples(source, config.data, role=role, rejected_path=run_dir / name, offline=config.model.offline)
+    return result.examples, len(result.rejected)
 
 
 def split_training_data(
@@ -93,6 +108,8 @@ def _canonical(example: Example, labels: LabelSet) -> Example:
 def _require_known(rows: Sequence[Example], labels: LabelSet, role: str) -> None:
     unknown: dict[str, list[str]] = {}
     for row in rows:
+        if row.label is None:
+            raise DataError(f"{row.source or 'a row'}: the {role} data needs a label in every row")
         for name in {row.label, *(row.candidates or ())} - {None}:
             try:
                 labels.canonical(str(name))

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fenlei.config import RunConfig
 from fenlei.data.example import Example
+from fenlei.errors import TrainingError
 from fenlei.prompting import PromptEncoder
 
 if TYPE_CHECKING:
@@ -76,6 +78,32 @@ def oversampled_order(labels: Sequence[str], power: float, seed: int) -> list[in
         whole, rest = divmod(total, count)
         order += members * whole + draw.sample(members, rest)
     return sorted(order)
+
+
+def micro_batch_size(config: RunConfig, device: torch.device) -> int:
+    """Rows a forward pass: as set, else 1 on CPU and, on a GPU, the largest divisor of the batch up to 4.
+
+    Raises:
+        TrainingError: the batch is no multiple of the size that was set, or this device cannot be trained on.
+    """
+    import torch
+
+    train = config.train
+    if device.type == "cuda" and (torch.cuda.device_count() > 1 or device.index):
+        # the Trainer would wrap the model in nn.DataParallel, which tears the flat label tensors apart
+        raise TrainingError(
+            f"{torch.cuda.device_count()} GPUs are visible and training uses one: leave model.device=auto and choose "
+            f"by CUDA_VISIBLE_DEVICES={device.index or 0}"
+        )
+    if train.micro_batch_size is None:
+        most = 1 if device.type == "cpu" else 4
+        return max(n for n in range(1, most + 1) if train.batch_size % n == 0)
+    if train.batch_size % train.micro_batch_size:
+        raise TrainingError(
+            f"train.batch_size={train.batch_size} is not a multiple of "
+            f"train.micro_batch_size={train.micro_batch_size}; change one of them"
+        )
+    return train.micro_batch_size
 
 
 class AnswerCollator:

@@ -23,9 +23,10 @@ from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png, start_tracking
 from fenlei.training.callbacks import EarlyStopping, Interruption, Reporter, Schedule
-from fenlei.training.checkpoints import Checkpoint, CheckpointStore, require_latest
+from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
-from fenlei.training.dataset import AnswerCollator, TrainingSet, build_training_set
+from fenlei.training.dataset import AnswerCollator, TrainingSet, build_training_set, micro_batch_size
+from fenlei.training.folder import open_run, same_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,19 +87,18 @@ def train_classifier(
         Interrupted: Ctrl-C; a checkpoint was written.
         ModelError, ConfigError, DataError: see their modules.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False, highlight=False)
     started = time.monotonic()
+    checkpoint = open_run(config, run_dir, resume=resume)
     store = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
-    if not resume:
-        _require_fresh(store, run_dir)
-    checkpoint = require_latest(store, run_dir) if resume else None
-    pick_device(config.model)
+    micro_batch_size(config, pick_device(config.model))
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     tokenizer = load_tokenizer(folder.path, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
     rows = build_training_set(data.train, encoder, oversample=config.train.oversample, seed=config.train.seed)
     _say_data(console, data, rows, config)
     run_dir.mkdir(parents=True, exist_ok=True)
+    same_run(config, data, run_dir, resume=resume)
     (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
     session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder)
@@ -145,6 +145,8 @@ class _Session:
             "source": self.folder.source,
             "revision": self.folder.revision,
             "dtype": config.model.dtype,
+            # a folder or GGUF file is found again from anywhere on this machine
+            "path": str(self.folder.path.resolve()) if self.folder.source in ("folder", "gguf") else None,
             "sha256": self.folder.weights_sha256(),
         }
 
@@ -163,9 +165,12 @@ class _Session:
             dev = self._report("dev", self.data.dev, best.step, record, trackers)
             test = self._report("test", self.data.test, best.step, record, trackers)
             status = "completed"
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             status = "interrupted"
             raise
+        except KeyboardInterrupt:  # after the last step: the checkpoints are all there
+            status = "interrupted"
+            raise self._interrupted() from None
         finally:
             record.write("note", 0, message=f"run {status}")
             trackers.finish(status)
@@ -221,9 +226,8 @@ class _Session:
         last = self.store.latest()
         if last is None:
             return Interrupted("interrupted before the first checkpoint: nothing to resume")
-        return Interrupted(
-            f"interrupted; saved at step {last.step}. Go on with: fenlei train --out {self.run_dir} --resume"
-        )
+        how = "fenlei train --out {} --resume" if self.config.data.train else "fit(..., out={!r}, resume=True)"
+        return Interrupted(f"interrupted; saved at step {last.step}. Go on with: {how.format(str(self.run_dir))}")
 
     def _score_dev(self) -> dict[str, Any]:
         return self._score(self.data.dev)[0]
@@ -285,7 +289,14 @@ class _Session:
 
 def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
     """Content of prompt.json: enough to build the same encoder again."""
-    return {"prompt": config.prompt.model_dump(mode="json"), "candidates": encoder.candidates}
+    columns = ("text_column", "label_column", "candidates_column", "id_column")
+    return {
+        "prompt": config.prompt.model_dump(mode="json"),
+        "candidates": encoder.candidates,
+        "columns": {name: value for name in columns if (value := getattr(config.data, name)) is not None},
+        # as rendered: some chat templates write today's date, and a tokenizer's template may change
+        "chat": encoder.chat.to_dict(),
+    }
 
 
 def _samples(examples: list[Example], predictions: list[Prediction]) -> str:
@@ -317,8 +328,3 @@ def _say_data(console: Console, data: TrainingData, rows: TrainingSet, config: R
             f"{rows.shortened} of {len(rows.rows)} texts are longer than prompt.max_length={config.prompt.max_length} "
             f"allows and were shortened ({config.prompt.truncation} kept); every answer is whole"
         )
-
-
-def _require_fresh(store: CheckpointStore, run_dir: Path) -> None:
-    if store.latest() is not None or (run_dir / "classifier").exists():
-        raise TrainingError(f"{run_dir}: holds a run already; add --resume to go on with it, or choose another --out")

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCont
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import CheckpointStore
+from fenlei.training.dataset import micro_batch_size
 
 
 class ClassifierTrainer(Trainer):
@@ -88,24 +89,13 @@ def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -
     """The Trainer's arguments for a configuration.
 
     Raises:
-        TrainingError: the batch cannot be made of micro-batches of the wanted size.
+        TrainingError: see :func:`fenlei.training.dataset.micro_batch_size`.
     """
-    train = config.train
-    micro = train.micro_batch_size or min(train.batch_size, 1 if device.type == "cpu" else 4)
-    if train.batch_size % micro:
-        raise TrainingError(
-            f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={micro}; "
-            "change one of them"
-        )
-    if torch.cuda.device_count() > 1 and device.type == "cuda":
-        # the Trainer would wrap the model in nn.DataParallel, which tears the flat label tensors apart
-        raise TrainingError(
-            f"{torch.cuda.device_count()} GPUs are visible; training uses one: set CUDA_VISIBLE_DEVICES=0"
-        )
+    train, micro = config.train, micro_batch_size(config, device)
     return TrainingArguments(
         output_dir=str(run_dir / "checkpoints"),
         num_train_epochs=train.epochs,
-        max_steps=train.max_steps,
+        max_steps=train.max_steps or -1,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=train.batch_size // micro,
         learning_rate=train.learning_rate,

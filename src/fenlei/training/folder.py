@@ -1,0 +1,85 @@
+"""The run folder before training: is it free, or can the run in it go on?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fenlei.artifact import read_json, write_json
+from fenlei.config import RunConfig
+from fenlei.errors import TrainingError
+from fenlei.training.checkpoints import Checkpoint, CheckpointStore
+from fenlei.training.data import TrainingData
+
+_IDENTITY = "run.json"
+# what may change between a start and its resume; everything else would make the checkpoint mean something else
+_FREE_TRAIN_SETTINGS = (
+    "epochs", "max_steps", "learning_rate", "weight_decay", "warmup_fraction", "scheduler", "max_grad_norm",
+    "gradient_checkpointing", "logging_steps", "save_steps", "keep_checkpoints", "eval_steps", "early_stopping",
+)  # fmt: skip
+
+
+def open_run(config: RunConfig, run_dir: Path, *, resume: bool) -> Checkpoint | None:
+    """Finds out, before any data is read or written, whether a run can begin or go on here.
+
+    Returns:
+        The checkpoint to resume from; None for a fresh run.
+
+    Raises:
+        TrainingError: the folder is a file or holds a run already, or there is nothing to resume.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise TrainingError(f"{run_dir}: is a file; the run folder needs a name of its own (--out)")
+    latest = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
+    if resume:
+        if latest is None:
+            raise TrainingError(f"{run_dir}: nothing to resume: no whole checkpoint; train without --resume")
+        return latest
+    if latest is not None or (run_dir / "classifier").exists():
+        raise TrainingError(f"{run_dir}: holds a run already; choose another --out, or go on with it by --resume")
+    return None
+
+
+def same_run(config: RunConfig, data: TrainingData, run_dir: Path, *, resume: bool) -> None:
+    """Notes what a run is made of; on resume, holds it against what was noted at the start.
+
+    Raises:
+        TrainingError: model, prompt, adapter, labels or training rows are not those of the run.
+    """
+    identity = _identity(config, data)
+    path = run_dir / _IDENTITY
+    if resume and path.is_file():
+        stored = read_json(path)
+        changed = [key for key in identity if stored.get(key) != identity[key]]
+        if changed:
+            listed = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(identity[key])}" for key in changed)
+            raise TrainingError(
+                f"{run_dir}: cannot go on: {listed}. Resume with the settings and data of the run, "
+                "or start a new one in another --out"
+            )
+    write_json(path, identity)
+
+
+def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    train = config.train.model_dump(mode="json")
+    digest = hashlib.sha256()
+    for example in data.train:
+        row = [example.text, example.label, list(example.candidates or ())]
+        digest.update(json.dumps(row, ensure_ascii=True).encode())
+    identity: dict[str, Any] = {
+        "model.spec": config.model.spec,
+        "data.candidates": config.data.candidates,
+        "labels": list(data.labels.names),
+        "training rows": f"{len(data.train)} rows, sha256 {digest.hexdigest()[:16]}",
+    }
+    for group, values in (("prompt", config.prompt), ("lora", config.lora)):
+        identity.update({f"{group}.{k}": v for k, v in values.model_dump(mode="json").items()})
+    identity.update({f"train.{k}": v for k, v in train.items() if k not in _FREE_TRAIN_SETTINGS})
+    return identity
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
