@@ -66,11 +66,31 @@ def test_yaml_round_trip(tmp_path):
         ("=1", "key=value"),
         ("out.x=1", "out"),
         ("train.epochs=[", "train.epochs: cannot read"),
+        ("preset=[a]", "preset: expected one of default, tutorial"),
+        ("train.max_steps=0", "train.max_steps"),
     ],
 )
 def test_faults_name_the_key_and_the_fix(override, words):
     with pytest.raises(ConfigError, match=words):
         RunConfig.build({"out": "x"}, overrides=[override])
+
+
+def test_text_settings_stay_the_text_that_was_typed():
+    config = RunConfig.build(
+        overrides=[
+            "prompt.preset=custom", "prompt.user={{ text }}: {{ candidates }}", "data.labels=[yes, no, 0]",
+            "data.text_column=1", "data.aliases={on: yes}",
+        ]
+    )  # fmt: skip
+    assert config.prompt.user == "{{ text }}: {{ candidates }}"
+    assert config.data.labels == ("yes", "no", "0")
+    assert config.data.text_column == "1"
+    assert config.data.aliases == {"on": "yes"}
+    assert RunConfig.build({"data": {"train": "x"}}, overrides=["data.train=null"]).data.train is None
+
+
+def test_an_empty_group_is_no_setting():
+    assert RunConfig.build({"data": None}, overrides=["train.epochs=1"]).train.epochs == 1
 
 
 def test_frozen():

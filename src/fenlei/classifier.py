@@ -116,11 +116,12 @@ class TextClassifier:
         if train is None and dev is None and test is None:
             data = read_training_data(config, run_dir)
         else:
-            parts, rejected = {}, {}
+            parts: dict[str, list[Example]] = {}
+            rejected: dict[str, int] = {}
             for role, source in (("train", train), ("dev", dev), ("test", test)):
                 where = getattr(config.data, role) if source is None else files.get(role)
                 if where is not None:
-                    parts[role], rejected[role] = read_part(config, where, role, run_dir)
+                    parts[role], rejected[role] = read_part(config, str(where), role, run_dir)
                 else:
                     parts[role] = self._rows(source, y if role == "train" else None)
             data = split_training_data(config, **parts, rejected=rejected)

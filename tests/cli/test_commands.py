@@ -103,6 +103,19 @@ def test_predict(run, fenlei, tmp_path, suffix):
     ) == 2
 
 
+def test_predict_keeps_the_text_of_conversations_and_the_id_column(run, fenlei, tmp_path):
+    turns = [{"role": "user", "content": "国足今晚迎战韩国队"}, {"role": "assistant", "content": "体育"}]
+    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": turns}, ensure_ascii=False) + "\n", "utf-8")
+    assert fenlei("predict", run, tmp_path / "m.jsonl", "--out", tmp_path / "o.jsonl", "model.device=cpu")[0] == 0
+    row = json.loads((tmp_path / "o.jsonl").read_text("utf-8"))
+    assert (row["text"], row["label"], row["input_label"]) == ("国足今晚迎战韩国队", "体育", "体育")
+    (tmp_path / "d.csv").write_text("doc_id,text\nx7,国足\n", "utf-8")
+    arguments = ("predict", run, tmp_path / "d.csv", "--out", tmp_path / "o.jsonl", "data.id_column=doc_id")
+    assert fenlei(*arguments, "model.device=cpu")[0] == 0
+    row = json.loads((tmp_path / "o.jsonl").read_text("utf-8"))
+    assert (row["id"], row["doc_id"]) == ("x7", "x7")
+
+
 def test_every_surface_agrees(run, fenlei, tmp_path):
     from fenlei import TextClassifier
 
@@ -164,6 +177,15 @@ BAD = [
     (["convert", "absent.jsonl", "--to", "alpaca", "--out", "x.jsonl"], "absent.jsonl"),
     (["convert", "train.jsonl", "--to", "alpaca", "--out", "train.jsonl"], "train.jsonl"),
     (["models", "path", "absent-model"], "absent-model"),
+    (["train", "--config", "full.yaml", "--preset", "tutorial"], "leave one of the two out"),
+    (["train", "--train", "train.jsonl", "--model", "{model}", "--out", "train.jsonl"], "is a file"),
+    (
+        ["train", "--train", "train.jsonl", "--model", "{model}", "train.batch_size=6", "train.micro_batch_size=4"],
+        "not a multiple",
+    ),
+    (["evaluate", "{run}", "train.jsonl", "--json", "empty"], "is a folder"),
+    (["predict", "{run}", "acme/texts", "--out", "x.jsonl", "--offline"], "offline"),
+    (["demo", "--out", "{run}"], "choose another folder"),
 ]
 
 
@@ -173,6 +195,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(run, fenlei, tmp_path, tiny
     (tmp_path / "train.jsonl").write_bytes((run.parent / "train.jsonl").read_bytes())
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "体育"}\n{"text": \n', "utf-8")
     (tmp_path / "bad.yaml").write_text("a: [", "utf-8")
+    (tmp_path / "full.yaml").write_text("preset: default\ndata:\ntrain:\n  epochs: 1\n", "utf-8")
     (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n", "utf-8")
     (tmp_path / "other.csv").write_text("text,label\na,教育\n", "utf-8")
     (tmp_path / "notext.csv").write_text("x,y\n1,2\n", "utf-8")

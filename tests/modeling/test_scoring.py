@@ -18,6 +18,7 @@ ANSWER_SETS = {
     "shared beginnings": ((10, 11, END), (10, 12, END), (10, 12, 13, END), (20, END)),
     "prefixes of each other": ((10, END), (10, 11, END), (10, 11, 12, END)),
     "deep": ((5, 6, 7, 8, END), (5, 6, 7, 9, END), (5, 6, 10, END), (5, END), (11, 12, END)),
+    "forking": ((5, 6, END), (5, 7, END), (8, 9, END), (8, 10, END), (8, 10, 11, END), (12, END)),
     "one candidate": ((10, 11, END),),
 }
 
@@ -67,6 +68,83 @@ def test_tree_equals_each_candidate_alone(model, name):
         assert found == pytest.approx(naive(model, prompt, answers), abs=1e-5)
 
 
+def test_one_forward_pass_scores_all_labels(model, monkeypatch):
+    """Also those that share beginnings: one row a text, not one a label."""
+    seen = []
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, **k: seen.append(tuple(k["input_ids"].shape)) or forward(self, **k)
+    )
+    CandidateScorer(model, 0).score([ScoreRequest([5] * 30, ANSWER_SETS["forking"])])
+    assert seen == [(1, 33)], "the prompt and three shared tokens: 5, 8 and 8-10"
+    seen.clear()
+    CandidateScorer(model, 0).score([ScoreRequest([5] * 30, ANSWER_SETS["first tokens differ"])])
+    assert seen == [(1, 30)]
+
+
+def test_siblings_that_see_each_other_would_be_seen(model, monkeypatch):
+    """Negative control: without its mask the forking tree gives other scores."""
+    from fenlei.modeling import scoring
+
+    request = ScoreRequest(prompts(1)[0], ANSWER_SETS["forking"])
+    right = CandidateScorer(model, 0).score([request])[0]
+    mask = scoring._tree_mask
+
+    def causal(rows, width):
+        import torch
+
+        found, positions = mask(rows, width)
+        return torch.ones_like(found).tril(), positions
+
+    monkeypatch.setattr(scoring, "_tree_mask", causal)
+    wrong = CandidateScorer(model, 0).score([request])[0]
+    assert np.abs(right - wrong).max() > 1e-3
+
+
+SMALL = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": END,
+}  # fmt: skip
+
+
+def other_model(name):
+    import transformers
+
+    torch.manual_seed(0)
+    config, kind, attention = {
+        "llama": ("LlamaConfig", "LlamaForCausalLM", "sdpa"),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", "sdpa"),
+        "mistral, window 16": ("MistralConfig", "MistralForCausalLM", "sdpa"),
+        "gemma 3, window 16": ("Gemma3TextConfig", "Gemma3ForCausalLM", "sdpa"),
+        "gemma 2, eager": ("Gemma2Config", "Gemma2ForCausalLM", "eager"),
+    }[name]
+    window = {"sliding_window": 16} if "window" in name or "gemma" in name else {}
+    made = getattr(transformers, config)(**SMALL, **window, attn_implementation=attention)
+    return getattr(transformers, kind)(made).eval()
+
+
+@pytest.mark.parametrize("answers", ["deep", "forking"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral, window 16", "gemma 3, window 16", "gemma 2, eager"])
+def test_other_architectures(name, answers):
+    """A window shorter than the prompt, and attention that takes no boolean mask, give the reference's scores too."""
+    made = other_model(name)
+    for prompt in prompts(2, low=50, high=70):
+        found = CandidateScorer(made, 0).score([ScoreRequest(prompt, ANSWER_SETS[answers])])[0]
+        assert found == pytest.approx(naive(made, prompt, ANSWER_SETS[answers]), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral, window 16", "gemma 2, eager"])
+def test_a_tree_would_be_wrong_there(name, monkeypatch):
+    """Negative control: what the limit on trees is for."""
+    from fenlei.modeling import scoring
+
+    made = other_model(name)
+    monkeypatch.setattr(scoring, "_longest_tree", lambda config: float("inf"))
+    prompt = prompts(1, low=50, high=70)[0]
+    found = CandidateScorer(made, 0).score([ScoreRequest(prompt, ANSWER_SETS["forking"])])[0]
+    assert np.abs(found - naive(made, prompt, ANSWER_SETS["forking"])).max() > 1e-3
+
+
 def test_one_token_too_few_would_be_seen(model):
     """Negative control: the comparison above can tell a wrong mask or position from a right one."""
     answers = ANSWER_SETS["deep"]
@@ -78,7 +156,7 @@ def test_one_token_too_few_would_be_seen(model):
 def test_batched_equals_single(model):
     """Rows of every length and kind in one call, in any batch size, give what each gives alone, in order."""
     requests = [
-        ScoreRequest(p, answers) for p, answers in zip(prompts(20, seed=1), 4 * list(ANSWER_SETS.values()), strict=True)
+        ScoreRequest(p, answers) for p, answers in zip(prompts(24, seed=1), 4 * list(ANSWER_SETS.values()), strict=True)
     ]
     alone = [CandidateScorer(model, 0, 16).score([r])[0] for r in requests]
     for budget in (16, 100, 100_000):

@@ -183,3 +183,36 @@ def test_no_chat_template_is_a_plain_frame():
     made = PromptEncoder(other, PromptConfig(preset="en", max_length=256), LABELS)
     assert other.decode(made.encode("x").input_ids).endswith("Text: x\n")
     assert made.answer_ids("Space")[-1] == other.eos_token_id
+
+
+def test_a_template_that_writes_the_date_does_not_change_from_day_to_day(tokenizer):
+    """The classifier folder stores the frame as it was at training."""
+    from fenlei.prompting import ChatFrame
+    from tests.conftest import make_tokenizer
+
+    other = make_tokenizer()
+    other.chat_template = "{{ strftime_now('%f') }}" + other.chat_template
+    config = PromptConfig(max_length=256)
+    made = PromptEncoder(other, config, LABELS)
+    stored = ChatFrame.from_dict(made.chat.to_dict())
+    assert stored == made.chat
+    again = PromptEncoder(other, config, LABELS, "row", stored)
+    assert again.encode("x").input_ids == made.encode("x").input_ids
+    assert PromptEncoder(other, config, LABELS).encode("x").input_ids != made.encode("x").input_ids, "negative control"
+
+
+def test_a_base_model_gets_its_start_token():
+    from tokenizers.processors import TemplateProcessing
+
+    from tests.conftest import make_tokenizer
+
+    other = make_tokenizer()
+    other.chat_template = None
+    other.bos_token = "<|endoftext|>"
+    start = other.bos_token_id
+    other.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", start)]
+    )
+    ids = PromptEncoder(other, PromptConfig(preset="en", max_length=256), LABELS).encode("x").input_ids
+    assert ids[0] == start
+    assert start not in ids[1:]

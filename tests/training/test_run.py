@@ -360,3 +360,109 @@ def test_texts_and_labels_in_memory(tmp_path, rows, tiny_settings):
         TextClassifier(config=tiny_settings).fit(["a", "b"], ["x"], out=tmp_path / "other")
     with pytest.raises(DataError, match="one string"):
         classifier.predict("国足")
+
+
+def test_resume_with_other_settings_or_data_is_refused_and_harms_nothing(tmp_path, train_file, tiny_settings, rows):
+    settings = deeper(tiny_settings, train={"epochs": 2, "save_steps": 2})
+    run = tmp_path / "run"
+    TextClassifier(config=settings).fit(train_file, out=run)
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(TrainingError, match=r"cannot go on: lora\.r was 8, is 16"):
+        TextClassifier(config=deeper(settings, lora={"r": 16})).fit(train_file, out=run, resume=True)
+    other = tmp_path / "other.jsonl"
+    renamed = [{**r, "category": [c + "类" for c in r["category"]], "output": r["output"] + "类"} for r in rows]
+    other.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in renamed), encoding="utf-8")
+    with pytest.raises(TrainingError, match="labels was .*training rows was 12 rows"):
+        TextClassifier(config=settings).fit(other, out=run, resume=True)
+    assert (run / "config.yaml").read_bytes() == before
+    longer = deeper(settings, train={"epochs": 3})
+    assert TextClassifier(config=longer).fit(train_file, out=run, resume=True).result.steps == 9
+
+
+def test_bad_rows_are_set_aside_and_counted(tmp_path, train_file, tiny_settings):
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(train_file.read_text("utf-8") + '{"text": ""}\n', encoding="utf-8")
+    settings = deeper(tiny_settings, data={"on_bad_row": "skip"}, train={"epochs": 1})
+    run = tmp_path / "run"
+    classifier = TextClassifier(config=settings).fit(mixed, test=mixed, out=run)
+    for name in ("rejected.jsonl", "rejected-test.jsonl"):
+        assert len((run / name).read_text("utf-8").strip().split("\n")) == 1
+    metrics = classifier.evaluate(mixed, rejected_path=tmp_path / "r.jsonl")
+    assert (metrics["n"], metrics["rejected"]) == (12, 1)
+    assert (tmp_path / "r.jsonl").is_file()
+    kept = (run / "rejected.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match="holds a run already"):
+        TextClassifier(config=settings).fit(mixed, out=run)
+    assert (run / "rejected.jsonl").read_bytes() == kept
+
+
+def test_columns_are_remembered(tmp_path, tiny_settings):
+    source = tmp_path / "a.csv"
+    source.write_text("content,headline,label\nx,国足迎战,A\ny,央行降息,B\n", encoding="utf-8")
+    settings = deeper(tiny_settings, data={"text_column": "headline"}, train={"epochs": 1})
+    run = tmp_path / "run"
+    TextClassifier(config=settings).fit(source, out=run)
+    loaded = TextClassifier.load(run)
+    assert [e.text for e in loaded.read(source).examples] == ["国足迎战", "央行降息"]
+
+
+def test_labels_in_square_brackets(tmp_path, tiny_settings, capsys):
+    settings = deeper(tiny_settings, train={"epochs": 1})
+    texts, labels = ["a", "b", "c", "d"], ["[/体育]", "[other]", "[/体育]", "[other]"]
+    classifier = TextClassifier(config=settings).fit(texts, labels, out=tmp_path / "run")
+    assert "[/体育] 2, [other] 2" in capsys.readouterr().err
+    from fenlei.cli.common import metrics_table, output_console
+
+    output_console().print(metrics_table(classifier.evaluate(texts, labels), "[x]"))
+    out = capsys.readouterr().out
+    assert "[/体育]" in out
+    assert "[other]" in out
+
+
+def test_every_part_may_be_a_file_or_rows(tmp_path, train_file, rows, tiny_settings):
+    from fenlei import Example
+
+    settings = deeper(tiny_settings, train={"epochs": 1})
+    test = [Example(r["text"], r["output"]) for r in rows[:6]]
+    result = TextClassifier(config=settings).fit(train_file, test=test, out=tmp_path / "a").result
+    assert result.test["n"] == 6
+    texts, labels = [r["text"] for r in rows], [r["output"] for r in rows]
+    result = TextClassifier(config=settings).fit(texts, labels, test=train_file, out=tmp_path / "b").result
+    assert result.test["n"] == 12
+    with pytest.raises(DataError, match="dev data needs a label"):
+        TextClassifier(config=settings).fit(texts, labels, dev=texts, out=tmp_path / "c")
+    with pytest.raises(DataError, match="brings its own labels"):
+        TextClassifier(config=settings).fit(train_file, labels, out=tmp_path / "d")
+
+
+def test_scores_that_are_no_numbers_are_no_answer(fitted, monkeypatch):
+    from fenlei.modeling.scoring import CandidateScorer
+
+    classifier, _ = fitted
+    monkeypatch.setattr(
+        CandidateScorer, "score", lambda self, requests, progress=None: [np.full(3, np.nan) for _ in requests]
+    )
+    with pytest.raises(ModelError, match="not finite"):
+        classifier.predict(["x"])
+
+
+def test_repeated_candidates_count_once(fitted):
+    classifier, _ = fitted
+    found = classifier.classify(["x"], candidates=["科技", "财经", "科技"])[0]
+    assert list(found.probabilities) == ["科技", "财经"]
+
+
+def test_the_base_model_is_found_from_any_folder(tmp_path, train_file, tiny_settings, tiny_folder, monkeypatch):
+    import shutil
+
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    settings = deeper(tiny_settings, model={"spec": "./m"}, train={"epochs": 1})
+    TextClassifier(config=settings).fit(train_file, out=tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert TextClassifier.load(tmp_path / "run").classes_
+    shutil.move(tmp_path / "m", tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"run.*base model cannot be found.*model\.spec="):
+        TextClassifier.load(tmp_path / "run")
+    assert TextClassifier.load(tmp_path / "run", model=str(tmp_path / "moved")).classes_

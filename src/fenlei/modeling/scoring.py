@@ -171,7 +171,7 @@ def _longest_tree(config: Any) -> float:
     return float(window) if window and sliding else float("inf")
 
 
-def _tree_mask(rows: list[ScoreRequest], trees: list[AnswerTree], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _tree_mask(rows: list[_Part], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Boolean mask ``(B, 1, T, T)``: causal within the prompt; a tree token sees the prompt and its ancestors."""
     import torch
 
