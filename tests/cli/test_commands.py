@@ -47,7 +47,7 @@ def run(tmp_path_factory, tiny_folder):
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "fenlei predict run" in done.stdout
+    assert "fenlei predict run TEXTS.jsonl" in done.stdout
     assert "macro-F1 1.0000" in done.stdout
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr

@@ -24,6 +24,19 @@ def output_console() -> Console:
     return Console(highlight=False, markup=False)
 
 
+def own_name() -> str:
+    """How the user can call fenlei from here: ``make`` installs it into a ``.venv`` that is on nobody's PATH."""
+    import os
+    import shutil
+    import sys
+    from pathlib import Path
+
+    called = Path(sys.argv[0])
+    if shutil.which("fenlei") or called.name != "fenlei":
+        return "fenlei"
+    return os.path.relpath(called)
+
+
 def quiet_libraries() -> None:
     """Silences the libraries' progress bars and notes; fenlei prints its own."""
     import logging

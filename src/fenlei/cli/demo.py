@@ -33,7 +33,10 @@ def demo(
     console = output_console()
     run_dir = out or _free_folder(Path("fenlei-demo"))
     config = demo_config(model, run_dir, overrides or [])
-    console.print("fenlei demo: 9 classes of Chinese news, written for this demo; topics of test and training differ\n")
+    console.print(
+        "fenlei demo: 9 classes of Chinese news, written for this demo; topics of test and training differ\n",
+        soft_wrap=True,
+    )
     quiet_libraries()
     zero_shot: dict[str, Any] = {}
     result = _train(config, run_dir, console, zero_shot)
@@ -113,11 +116,14 @@ def _show(console: Console, result: TrainResult, zero_shot: dict[str, Any]) -> N
         console.print(f"  {name:<11} {where}", soft_wrap=True)
     for line in result.trackers:
         console.print(f"  {'tracking':<11} {line}", soft_wrap=True)
+    from fenlei.cli.common import own_name
+
+    me = own_name()
     console.print("\nWhat to type next:")
     for command in (
-        f"fenlei predict {run} YOUR_TEXTS.jsonl --out predictions.jsonl",
-        f"fenlei evaluate {run} YOUR_LABELLED.jsonl",
-        "fenlei train --train YOUR_TRAIN.jsonl --model Qwen/Qwen2.5-1.5B-Instruct --out runs/mine",
+        f"{me} predict {run} YOUR_TEXTS.jsonl --out predictions.jsonl",
+        f"{me} evaluate {run} YOUR_LABELLED.jsonl",
+        f"{me} train --train YOUR_TRAIN.jsonl --model Qwen/Qwen2.5-1.5B-Instruct --out runs/mine",
     ):
         console.print(f"  {command}", soft_wrap=True)
 
