@@ -129,7 +129,7 @@ def _show(console: Console, result: TrainResult, zero_shot: dict[str, Any]) -> N
 
 
 def _show_prediction(console: Console, text: str, prediction: Prediction) -> None:
-    console.print(f"\n  {text}")
+    console.print(f"\n  {text}", soft_wrap=True)
     top = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
     for label, p in top:
         bar = "█" * round(p * _BAR)

@@ -22,6 +22,8 @@ from fenlei.config import TrainConfig
 from fenlei.tracking import Record, TrackerGroup
 
 _MOST_STEPS_BETWEEN_DEV_SCORES = 100
+# what trackers draw of an evaluation; metrics.jsonl holds the rest
+TRACKED = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
 
 
 class Schedule(TrainerCallback):
@@ -197,7 +199,8 @@ class Reporter(TrainerCallback):
 
     def _emit(self, event: str, step: int, values: dict[str, float]) -> None:
         self._record.write(event, step, **values)
-        self._trackers.log({f"{event}/{k}": float(v) for k, v in values.items()}, step)
+        drawn = values if event == "train" else {k: v for k, v in values.items() if k in TRACKED}
+        self._trackers.log({f"{event}/{k}": float(v) for k, v in drawn.items()}, step)
 
 
 def _clock(seconds: float) -> str:

@@ -22,7 +22,7 @@ from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count,
 from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png, start_tracking
-from fenlei.training.callbacks import EarlyStopping, Interruption, Reporter, Schedule
+from fenlei.training.callbacks import TRACKED, EarlyStopping, Interruption, Reporter, Schedule
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 from fenlei.training.dataset import AnswerCollator, TrainingSet, build_training_set, micro_batch_size
@@ -275,7 +275,8 @@ class _Session:
         report.mkdir(exist_ok=True)
         write_json(report / f"{part}.json", metrics)
         record.write(part, step, final=True, **scalars)
-        trackers.log({f"{part}/final_{k}": v for k, v in scalars.items()}, step)
+        if part == "test":  # the dev scores have been drawn on the way
+            trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
         picture = confusion_matrix_png(
             metrics["confusion"],
             self.data.labels.names,
