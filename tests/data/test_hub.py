@@ -23,6 +23,8 @@ def modelscope_module():
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms-cache"))
+    # the library reads the variable once a process; an earlier test may have made it do so
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf-cache")
 
 

@@ -25,6 +25,8 @@ def own_caches(tmp_path, monkeypatch):
     import huggingface_hub.file_download
 
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms-default"))
+    # the library reads the variable once a process; an earlier test may have made it do so
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
     for module in (huggingface_hub.constants, huggingface_hub.file_download):
         if hasattr(module, "HF_HUB_CACHE"):
             monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hf-default"))
