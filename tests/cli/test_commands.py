@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
 import subprocess
 import sys
 
@@ -101,6 +103,39 @@ def test_predict(run, fenlei, tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == sorted(["in.csv", out.name], key=lambda n: n != "in.csv") or len(
         list(tmp_path.iterdir())
     ) == 2
+
+
+def test_ctrl_c_then_resume(run, tiny_folder, tmp_path):
+    """A real SIGINT to a real process: exit code 130, one message; the command it names finishes the run."""
+    command = [sys.executable, "-m", "fenlei", "train"]
+    quick = [a for a in FAST if "epochs" not in a]
+    started = [
+        *command,
+        "--train",
+        str(run.parent / "train.jsonl"),
+        "--model",
+        str(tiny_folder),
+        "--out",
+        "run",
+        *quick,
+    ]
+    process = subprocess.Popen([*started, "train.epochs=400"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step 10/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    advice = re.search(r"Go on with: fenlei train (--out run --resume)", err)
+    assert advice, err
+    assert "Traceback" not in err
+    steps = len(list((tmp_path / "run" / "checkpoints").glob("step-*")))
+    assert steps == 1
+    resumed = subprocess.run(
+        [*command, *advice[1].split(), "train.epochs=20"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "run" / "classifier" / "manifest.json").is_file()
 
 
 def test_predict_keeps_the_text_of_conversations_and_the_id_column(run, fenlei, tmp_path):
