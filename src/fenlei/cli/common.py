@@ -24,17 +24,20 @@ def output_console() -> Console:
     return Console(highlight=False, markup=False)
 
 
-def own_name() -> str:
-    """How the user can call fenlei from here: ``make`` installs it into a ``.venv`` that is on nobody's PATH."""
+def activation() -> str | None:
+    """What to type so that ``fenlei`` and ``swanlab`` are found; None where they are.
+
+    ``make`` installs into a ``.venv`` that is on nobody's PATH.
+    """
     import os
     import shutil
     import sys
     from pathlib import Path
 
-    called = Path(sys.argv[0])
-    if shutil.which("fenlei") or called.name != "fenlei":
-        return "fenlei"
-    return os.path.relpath(called)
+    script = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("fenlei") or not script.is_file():
+        return None
+    return f"source {os.path.relpath(script)}"
 
 
 def quiet_libraries() -> None:

@@ -118,14 +118,15 @@ def _show(console: Console, result: TrainResult, zero_shot: dict[str, Any]) -> N
         console.print(f"  {name:<11} {where}", soft_wrap=True)
     for line in result.trackers:
         console.print(f"  {'tracking':<11} {line}", soft_wrap=True)
-    from fenlei.cli.common import own_name
+    from fenlei.cli.common import activation
 
-    me = own_name()
     console.print("\nWhat to type next:")
+    first = activation()
     for command in (
-        f"{me} predict {run} YOUR_TEXTS.jsonl --out predictions.jsonl",
-        f"{me} evaluate {run} YOUR_LABELLED.jsonl",
-        f"{me} train --train YOUR_TRAIN.jsonl --model Qwen/Qwen2.5-1.5B-Instruct --out runs/mine",
+        *([first] if first else []),
+        f"fenlei predict {run} YOUR_TEXTS.jsonl --out predictions.jsonl",
+        f"fenlei evaluate {run} YOUR_LABELLED.jsonl",
+        "fenlei train --train YOUR_TRAIN.jsonl --model Qwen/Qwen2.5-1.5B-Instruct --out runs/mine",
     ):
         console.print(f"  {command}", soft_wrap=True)
 

@@ -69,7 +69,7 @@ def _values(config: Path | None, out: Path | None, resume: bool) -> tuple[dict[s
 
 def _run(config: Any, out: Path | None, resume: bool) -> None:
     from fenlei.classifier import TextClassifier, default_run_dir
-    from fenlei.cli.common import error_console, headline, metrics_table, output_console, own_name, quiet_libraries
+    from fenlei.cli.common import activation, error_console, headline, metrics_table, output_console, quiet_libraries
 
     console = error_console()
     run_dir = Path(out or config.out or default_run_dir(config))
@@ -87,10 +87,11 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
     stdout.print(f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True)
     for line in result.trackers:
         stdout.print(f"tracking    {line}", soft_wrap=True)
+    if first := activation():
+        stdout.print(f"next        {first}")
     stdout.print(
-        f"next        {own_name()} predict {result.run_dir} TEXTS.jsonl --out PREDICTIONS.jsonl",
+        f"next        fenlei predict {result.run_dir} TEXTS.jsonl --out PREDICTIONS.jsonl",
         soft_wrap=True,
-        markup=False,
     )
 
 
