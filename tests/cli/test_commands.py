@@ -100,9 +100,7 @@ def test_predict(run, fenlei, tmp_path, suffix):
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert float(row["probability"]) == pytest.approx(max(row["probabilities"].values()))
         assert str(row["abstained"]).lower() == "false"
-    assert [p.name for p in tmp_path.iterdir()] == sorted(["in.csv", out.name], key=lambda n: n != "in.csv") or len(
-        list(tmp_path.iterdir())
-    ) == 2
+    assert {p.name for p in tmp_path.iterdir()} == {"in.csv", out.name}, "no temporary file is left"
 
 
 def test_ctrl_c_then_resume(run, tiny_folder, tmp_path):

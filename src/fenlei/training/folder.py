@@ -42,24 +42,27 @@ def open_run(config: RunConfig, run_dir: Path, *, resume: bool) -> Checkpoint | 
     return None
 
 
-def same_run(config: RunConfig, data: TrainingData, run_dir: Path, *, resume: bool) -> None:
-    """Notes what a run is made of; on resume, holds it against what was noted at the start.
+def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
+    """On resume: holds the settings and data against what was noted at the start.
 
     Raises:
         TrainingError: model, prompt, adapter, labels or training rows are not those of the run.
     """
-    identity = _identity(config, data)
-    path = run_dir / _IDENTITY
-    if resume and path.is_file():
-        stored = read_json(path)
-        changed = [key for key in identity if stored.get(key) != identity[key]]
-        if changed:
-            listed = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(identity[key])}" for key in changed)
-            raise TrainingError(
-                f"{run_dir}: cannot go on: {listed}. Resume with the settings and data of the run, "
-                "or start a new one in another --out"
-            )
-    write_json(path, identity)
+    identity, stored = _identity(config, data), read_json(run_dir / _IDENTITY)
+    changed = [key for key in identity if stored.get(key) != identity[key]]
+    if changed:
+        listed = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(identity[key])}" for key in changed)
+        raise TrainingError(
+            f"{run_dir}: cannot go on: {listed}. Resume with the settings and data of the run, "
+            "or start a new one in another --out"
+        )
+
+
+def note_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
+    """Makes the run folder and writes down what the run is made of: its settings and its identity."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / _IDENTITY, _identity(config, data))
+    (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
 def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from fenlei.training.callbacks import TRACKED, EarlyStopping, Interruption, Repo
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 from fenlei.training.dataset import AnswerCollator, TrainingSet, build_training_set, micro_batch_size
-from fenlei.training.folder import open_run, same_run
+from fenlei.training.folder import check_same_run, note_run, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,12 +97,12 @@ def train_classifier(
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
     rows = build_training_set(data.train, encoder, oversample=config.train.oversample, seed=config.train.seed)
     _say_data(console, data, rows, config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    same_run(config, data, run_dir, resume=resume)
-    (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    if resume:
+        check_same_run(config, data, run_dir)
 
     session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder)
     session.load()
+    note_run(config, data, run_dir)  # nothing is written before everything that can be refused has been
     if before_training is not None:
         before_training(session.predictor)
     return session.run(rows, checkpoint, started)

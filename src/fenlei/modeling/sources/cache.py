@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fenlei.artifact import write_json
 from fenlei.errors import ModelError
 
 MANIFEST = "fenlei-model.json"
@@ -225,20 +226,6 @@ class HashMemo:
 def _stamp(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes JSON under a temporary name, flushes it to the disk and renames it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(values, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def size_text(nbytes: int) -> str:
