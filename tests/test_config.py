@@ -32,7 +32,7 @@ def test_tutorial_preset_reaches_the_trainer(tmp_path):
     from fenlei.training.trainer import training_arguments
 
     args = training_arguments(RunConfig.build({"preset": "tutorial"}), tmp_path, torch.device("cpu"))
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 4)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (16, 1), "the engine divides it"
     assert (args.num_train_epochs, args.learning_rate, args.logging_steps) == (3, 1e-4, 10)
     assert args.lr_scheduler_type == "linear"
     assert args.logging_nan_inf_filter is False

@@ -5,7 +5,8 @@
       labels.json        names, descriptions, aliases
       prompt.json        templates, length, truncation, rule for candidates
       calibration.json   temperature
-      adapter/           LoRA weights (safetensors) and their configuration
+      adapter/           LoRA weights (safetensors) and their configuration; or
+      model/             the whole model, where its own weights were trained
       tokenizer/         the tokenizer's files
 
 JSON and safetensors only: nothing in it can run code. A folder without a manifest is not a classifier.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,11 +25,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fenlei.durable import aside, disk_full_message, fsync_tree, is_disk_full, replace_folder
+from fenlei.durable import write_json as write_json
 from fenlei.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ADAPTER = "adapter"
+MODEL = "model"
 TOKENIZER = "tokenizer"
 _LIBRARIES = ("fenlei", "torch", "transformers", "peft", "tokenizers")
 
@@ -52,6 +55,11 @@ class Artifact:
     prompt: dict[str, Any]
     calibration: dict[str, Any]
 
+    @property
+    def weights(self) -> str:
+        """The folder with what was trained: ``adapter``, or ``model`` for a whole model."""
+        return MODEL if f"{MODEL}/config.json" in self.manifest.get("files", {}) else ADAPTER
+
 
 def write_artifact(
     path: str | Path,
@@ -61,6 +69,7 @@ def write_artifact(
     calibration: Mapping[str, Any],
     base_model: Mapping[str, Any],
     save_weights: Callable[[Path], None],
+    needed: int | None = None,
 ) -> Path:
     """Writes a classifier folder: whole or not at all.
 
@@ -73,7 +82,8 @@ def write_artifact(
         prompt: content of prompt.json.
         calibration: content of calibration.json.
         base_model: id, source, revision and weight hashes of the base model.
-        save_weights: writes ``adapter/`` and ``tokenizer/`` into the folder it is given.
+        save_weights: writes ``adapter/`` or ``model/``, and ``tokenizer/``, into the folder it is given.
+        needed: bytes that the folder will take, where known: for the message when the disk is full.
 
     Raises:
         ArtifactError: the target holds something that is not a classifier, or cannot be written.
@@ -98,9 +108,18 @@ def write_artifact(
         }
         write_json(staging / MANIFEST, manifest)
         staging.chmod(0o755)
-        _replace_folder(staging, target)
-    except OSError as error:
-        raise ArtifactError(f"{target}: cannot write the classifier: {error}") from error
+        fsync_tree(staging)
+        replace_folder(staging, target)
+    except Exception as error:
+        if is_disk_full(error):  # whatever library it came through
+            shutil.rmtree(staging, ignore_errors=True)
+            raise ArtifactError(
+                f"{disk_full_message(error, target, 'the classifier', needed)}. Make room and save it again; "
+                "after training, --resume does only that"
+            ) from error
+        if isinstance(error, OSError):
+            raise ArtifactError(f"{target}: cannot write the classifier: {error}") from error
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
@@ -137,7 +156,9 @@ def find_classifier(path: str | Path) -> Path:
         ArtifactError: there is none; says what was found instead.
     """
     folder = Path(path)
-    for candidate in (folder, folder / "classifier"):
+    inner = folder / "classifier"
+    # the last two: a crash in the moment between the two renames that replace a classifier
+    for candidate in (folder, inner, aside(inner), aside(folder)):
         if (candidate / MANIFEST).is_file():
             return candidate
     if not folder.exists():
@@ -148,20 +169,6 @@ def find_classifier(path: str | Path) -> Path:
             f"go on with: fenlei train --out {folder} --resume"
         )
     raise ArtifactError(f"{folder}: neither a run folder nor a classifier folder (no {MANIFEST})")
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -205,22 +212,6 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    if not target.exists():
-        os.replace(source, target)
-        return
-    # a folder cannot be replaced in one step: the old one steps aside for the moment between two renames
-    aside = target.with_name(f".{target.name}-old-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(target, aside)
-    try:
-        os.replace(source, target)
-    except OSError:
-        os.replace(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _inside(file: Path, folder: Path) -> bool:

@@ -226,7 +226,7 @@ class TextClassifier:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Writes the classifier folder: manifest, labels, prompt, calibration, adapter, tokenizer files.
+        """Writes the classifier folder: manifest, labels, prompt, calibration, adapter or model, tokenizer files.
 
         Raises:
             ArtifactError: the place is taken by something else.
@@ -238,7 +238,7 @@ class TextClassifier:
             return artifact.path
 
         def save_weights(folder: Path) -> None:
-            for part in (ADAPTER, TOKENIZER):
+            for part in (artifact.weights, TOKENIZER):
                 shutil.copytree(artifact.path / part, folder / part)
 
         return write_artifact(
@@ -256,7 +256,8 @@ class TextClassifier:
 
         Args:
             path: the folder.
-            model: where the base model is now, if its spec no longer leads to it.
+            model: where the base model is now, if its spec no longer leads to it. A classifier that was trained with
+                ``lora.method=full`` needs none.
             overrides: settings of this machine, e.g. ``"model.device=cpu"``, ``"model.offline=true"``.
 
         Raises:
@@ -328,11 +329,15 @@ def _load_predictor(
     from fenlei.modeling.loading import load_model, load_tokenizer
     from fenlei.prompting import PromptEncoder
 
-    folder = _find_base(artifact, config)
-    _require_same_base(artifact, folder.weights_sha256(), folder.path)
     tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat)
-    model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
+    model: Any
+    if artifact.weights == ADAPTER:
+        folder = _find_base(artifact, config)
+        _require_same_base(artifact, folder.weights_sha256(), folder.path)
+        model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
+    else:  # a model of its own: the one that it began as is not needed any more
+        model = load_model(artifact.path / artifact.weights, config.model)
     return Predictor(
         model,
         encoder,

@@ -7,6 +7,7 @@ nothing is defaulted silently when it is read again.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
-_GROUPS = ("data", "model", "prompt", "lora", "train", "tracking", "inference")
+# the default of train.learning_rate by lora.method, where it is another one
+LEARNING_RATES = {"full": 2e-5}
+_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference")
 
 
 class _Part(BaseModel):
@@ -100,10 +103,16 @@ class PromptConfig(_Part):
 
 
 class LoraConfig(_Part):
-    """The adapter."""
+    """What is trained: an adapter on the frozen model, or the model's own weights."""
 
+    method: Literal["lora", "rslora", "dora", "pissa", "full"] = "lora"
+    """`lora`; `rslora`: its scale is alpha / sqrt(r), for large ranks; `dora`: size and direction of a weight apart,
+    slower; `pissa`: begins as the principal part of each weight; `full`: the model's own weights, at 16 bytes of memory
+    each."""
+    layers: str | None = None
+    """Decoder layers that are tuned: `12-23` (counted from 0, both included) or `last:8`; all when not given."""
     r: int = Field(default=8, ge=1)
-    """Rank of the adapter matrices."""
+    """Rank of the adapter matrices. `full` has none."""
     alpha: float = Field(default=16, gt=0)
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -119,6 +128,15 @@ class LoraConfig(_Part):
     )
     """Linear layers that get an adapter."""
 
+    @model_validator(mode="after")
+    def _layers_are_a_range(self) -> LoraConfig:
+        if self.layers is None or re.fullmatch(r"last:[1-9]\d*", self.layers):
+            return self
+        ends = re.fullmatch(r"(\d+)-(\d+)", self.layers)
+        if ends is None or int(ends[1]) > int(ends[2]):
+            raise ValueError(f"layers={self.layers!r}: expected a range such as 12-23, or last:8")
+        return self
+
 
 class TrainConfig(_Part):
     """How the adapter is trained."""
@@ -128,11 +146,14 @@ class TrainConfig(_Part):
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimizer steps, whatever `epochs` says."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; by default a tenth of this with `lora.method=full`."""
     batch_size: int = Field(default=16, ge=1)
     """Rows an optimizer step, over all devices."""
+    micro_batch_tokens: int | None = Field(default=None, ge=16)
+    """Most tokens in one forward pass, shared ones counted once; by default 768 on CPU, and on a GPU what a dry run
+    on the longest rows finds to fit. Changes memory and speed, not the result of a step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows a forward pass on one device; by default 1 on CPU (fastest there) and 4 on a GPU."""
+    """Most rows in one forward pass; by default as many as `micro_batch_tokens` allows."""
     oversample: float = Field(default=0.5, ge=0.0, le=1.0)
     """Evens out unequal classes: a class of n rows is seen (largest / n) ** oversample times an epoch. 0: off."""
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -157,6 +178,28 @@ class TrainConfig(_Part):
     """End after so many dev evaluations without a better macro-F1; 0 never."""
     seed: int = Field(default=42, ge=0)
     """Seed of the split, the order of rows, the adapter's start and dropout."""
+
+
+class SpeedConfig(_Part):
+    """What makes training fast. Each switch leaves the mathematics as it is; they exist for measuring."""
+
+    packed: bool = True
+    """Rows of a forward pass one after the other, without padding; off: padded side by side."""
+    share_prefix: bool = True
+    """What the rows of a forward pass have in common at their beginning is computed once."""
+    fused_lora: bool = True
+    """One product for adapters that share their input; less is stored for the backward pass."""
+    fused_norm: bool = True
+    """The same for normalisation layers."""
+    fused_head: bool = True
+    """Loss from the hidden states at answer positions without a float32 copy of the logits."""
+    last_layer: bool = True
+    """The last layer's MLP at answer positions only."""
+    allocator: bool = True
+    """Freed memory is kept for the next step instead of being given back to the system (Linux, CPU)."""
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the adapter's products over bfloat16 weights; `auto`: a short calibration on CPU, bfloat16 on a
+    GPU. The adapter's weights and their updates are float32 in any case."""
 
 
 class TrackingConfig(_Part):
@@ -191,8 +234,24 @@ class RunConfig(_Part):
     prompt: PromptConfig = Field(default_factory=PromptConfig)
     lora: LoraConfig = Field(default_factory=LoraConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    speed: SpeedConfig = Field(default_factory=SpeedConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+
+    @model_validator(mode="after")
+    def _train_suits_method(self) -> RunConfig:
+        method = self.lora.method
+        if method == "pissa" and self.train.weight_decay:
+            raise ValueError(
+                "train.weight_decay pulls an adapter towards 0, but lora.method=pissa begins with a part of the model "
+                "itself; set train.weight_decay=0"
+            )
+        if method == "full" and self.model.dtype == "float16":
+            raise ValueError("lora.method=full cannot train in float16; set model.dtype=bfloat16 or float32")
+        if method in LEARNING_RATES and "learning_rate" not in self.train.model_fields_set:
+            train = self.train.model_copy(update={"learning_rate": LEARNING_RATES[method]})
+            object.__setattr__(self, "train", train)  # frozen for its users; here it is still being made
+        return self
 
     @classmethod
     def build(cls, values: Mapping[str, Any] | None = None, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -365,7 +424,7 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown setting {key!r}{_nearest(key)}")
         elif item["type"] == "value_error":
-            lines.append(f"{key}: {item['ctx']['error']}")
+            lines.append(f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"]))
         else:
             lines.append(f"{key}: {item['msg']}; found {item['input']!r}")
     return "\n".join(lines)

@@ -34,9 +34,24 @@ class TrainingError(FenleiError):
 
 
 class Interrupted(FenleiError):
-    """The user stopped the run; what was done is saved and the message says how to go on."""
+    """The run was told to stop; what was done is saved and the message says how to go on.
 
-    exit_code = 130
+    Args:
+        message: what happened and how to go on.
+        signal_number: the signal that said so; 2 is Ctrl-C.
+    """
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # as a shell counts
+
+
+class StopNow(KeyboardInterrupt):
+    """A signal that ends the work in progress at once; what is caught nowhere else still ends with the right code."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 class MissingDependency(FenleiError):

@@ -212,10 +212,7 @@ BAD = [
     (["models", "path", "absent-model"], "absent-model"),
     (["train", "--config", "full.yaml", "--preset", "tutorial"], "leave one of the two out"),
     (["train", "--train", "train.jsonl", "--model", "{model}", "--out", "train.jsonl"], "is a file"),
-    (
-        ["train", "--train", "train.jsonl", "--model", "{model}", "train.batch_size=6", "train.micro_batch_size=4"],
-        "not a multiple",
-    ),
+    (["train", "--train", "train.jsonl", "--model", "{model}", "train.micro_batch_tokens=4"], "micro_batch_tokens"),
     (["evaluate", "{run}", "train.jsonl", "--json", "empty"], "is a folder"),
     (["predict", "{run}", "acme/texts", "--out", "x.jsonl", "--offline"], "offline"),
     (["demo", "--out", "{run}"], "choose another folder"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fenlei.tracking import Record
+from fenlei.tracking.record import rewind
 
 
 def read(path: Path) -> list[dict]:
@@ -85,7 +86,7 @@ def test_a_file_with_nothing_but_a_torn_line(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_a_full_disk_is_reported_once_and_leaves_no_half_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_reported_once_and_loses_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = Record(tmp_path / "metrics.jsonl")
     record.write("train", 1)
     real = record._file
@@ -106,10 +107,34 @@ def test_a_full_disk_is_reported_once_and_leaves_no_half_line(tmp_path: Path, ca
     record._file = Full()  # type: ignore[assignment]
     record.write("train", 2)
     record.write("train", 3)
+    assert [e["step"] for e in read(record.path)] == [1]
+    with pytest.raises(OSError, match=r"No space left.*metrics\.jsonl"):
+        record.sync()
     record._file = real
     record.write("train", 4)
-    assert [e["step"] for e in read(record.path)] == [1, 4]
+    record.sync()
+    assert [e["step"] for e in read(record.path)] == [1, 2, 3, 4]
     assert len([r for r in caplog.records if "No space left" in r.message]) == 1
+
+
+def test_rewinding_takes_back_what_came_after_a_checkpoint(tmp_path: Path) -> None:
+    record = Record(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        record.write("train", step, loss=1.0)
+    record.write("note", 0, message="run failed")
+    record.write("dev", 2, final=True, accuracy=1.0)
+    record.close()
+    assert rewind(tmp_path / "absent.jsonl", 0) == 0
+    before = record.path.stat().st_ino
+    assert rewind(record.path, 2) == 2
+    assert [(e["event"], e["step"]) for e in read(record.path)] == [("train", 1), ("train", 2), ("note", 0)]
+    assert record.path.stat().st_ino != before, "one rename, not a truncation that a crash could catch half way"
+    before = record.path.stat().st_ino
+    assert rewind(record.path, 2) == 0
+    assert record.path.stat().st_ino == before
+    record.path.write_bytes(record.path.read_bytes() + b'{"event": "tra')
+    assert rewind(record.path, 0) == 2
+    assert [e["event"] for e in read(record.path)] == ["note"]
 
 
 def test_threads_do_not_mix_lines(tmp_path: Path) -> None:
@@ -138,6 +163,7 @@ def test_every_line_survives_sigkill(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from fenlei.tracking import Record
+from fenlei.tracking.record import rewind
 record = Record(Path(sys.argv[1]))
 for step in range(200):
     record.write("train", step, loss=1.0)

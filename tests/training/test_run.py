@@ -103,17 +103,17 @@ def test_same_ids_in_training_evaluation_and_prediction(fitted, monkeypatch):
     """Records what really reaches the model on each path."""
     import torch
 
-    from fenlei.training.dataset import AnswerCollator, build_training_set
+    from fenlei.training.dataset import build_training_set
+    from fenlei.training.microbatches import padded_batch
 
     classifier, train = fitted
     rows = classifier.read(train).examples
     encoder = classifier._ready().encoder
-    collate = AnswerCollator(0)
     trained = []
     for row in build_training_set(rows, encoder).rows:
-        batch = collate([row])
-        end = int(batch["logits_to_keep"][0].nonzero()[0]) + 1
-        trained.append(batch["input_ids"][0, :end].tolist())
+        batch = padded_batch([row], 0)
+        end = int(batch.keep[0].nonzero()[0]) + 1
+        trained.append(batch.input_ids[0, :end].tolist())
     seen: list[list[int]] = []
     model = classifier._ready()._scorer.model
     forward = type(model).forward
@@ -276,15 +276,15 @@ def test_early_stopping(tmp_path, train_file, tiny_settings, monkeypatch):
 def test_non_finite_loss_stops_with_the_last_checkpoint(tmp_path, train_file, tiny_settings, monkeypatch):
     import torch
 
-    from fenlei.training.trainer import ClassifierTrainer
+    from fenlei.training.engine import TrainingEngine
 
-    compute = ClassifierTrainer.compute_loss
+    compute, steps = TrainingEngine.step, []
 
-    def poisoned(self, *args, **kwargs):
-        loss = compute(self, *args, **kwargs)
-        return loss * float("nan") if self.state.global_step == 3 else loss
+    def poisoned(self, rows):
+        steps.append(compute(self, rows))
+        return float("nan") if len(steps) == 4 else steps[-1]
 
-    monkeypatch.setattr(ClassifierTrainer, "compute_loss", poisoned)
+    monkeypatch.setattr(TrainingEngine, "step", poisoned)
     settings = deeper(tiny_settings, train={"epochs": 4, "save_steps": 1})
     with pytest.raises(TrainingError, match=r"loss is nan at step 4.*step-00000003.*learning_rate"):
         TextClassifier(config=settings).fit(train_file, out=tmp_path / "run")
@@ -298,10 +298,11 @@ def test_non_finite_loss_stops_with_the_last_checkpoint(tmp_path, train_file, ti
 
 def test_without_the_check_nan_would_train_on(tmp_path, train_file, tiny_settings, monkeypatch):
     """Negative control."""
+    from fenlei.training.engine import TrainingEngine
     from fenlei.training.trainer import ClassifierTrainer
 
-    compute = ClassifierTrainer.compute_loss
-    monkeypatch.setattr(ClassifierTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
+    compute = TrainingEngine.step
+    monkeypatch.setattr(TrainingEngine, "step", lambda self, rows: compute(self, rows) * float("nan"))
     monkeypatch.setattr(ClassifierTrainer, "_require_finite", lambda *a: None)
     settings = deeper(tiny_settings, train={"epochs": 1})
     assert TextClassifier(config=settings).fit(train_file, out=tmp_path / "run").result.steps == 3
@@ -329,7 +330,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, train_file, tiny_settings)
         ({"model": {"spec": "./no-such-model"}}, ModelError, "no-such-model"),
         ({"model": {"device": "cuda:9"}}, ModelError, "cuda:9"),
         ({"lora": {"target_modules": ["q_prj"]}}, ModelError, "q_prj.*q_proj"),
-        ({"train": {"batch_size": 5, "micro_batch_size": 2}}, TrainingError, "not a multiple"),
     ],
 )
 def test_bad_settings_leave_nothing_behind(tmp_path, train_file, tiny_settings, change, error, words):

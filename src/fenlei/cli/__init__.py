@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -44,17 +45,29 @@ app.add_typer(models_app, name="models")
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 the user can mend it, 1 our bug, 130 interrupted."""
+    """Entry point.
+
+    Exit codes: 0 done, 2 the user can mend it, 1 our bug, 130 Ctrl-C, 143 SIGTERM, 129 the terminal was closed.
+    """
     from fenlei.errors import FenleiError
 
     try:
         app()
     except FenleiError as error:
-        print(f"fenlei: {error}", file=sys.stderr)
+        _say(str(error))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("fenlei: interrupted", file=sys.stderr)
+        _say("interrupted")
         raise SystemExit(130) from None
     except BrokenPipeError:  # e.g. `fenlei models list | head`
         sys.stderr.close()
         raise SystemExit(1) from None
+
+
+def _say(text: str) -> None:
+    try:
+        print(f"fenlei: {text}", file=sys.stderr)
+    except OSError:
+        # the terminal is gone, or stderr goes to a full disk; what is stuck in the buffer would turn the exit code
+        # into Python's own 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -145,5 +145,6 @@ def _cannot_load(what: str, folder: str | Path, error: Exception) -> ModelError:
 
 def parameter_count(model: Any) -> tuple[int, int]:
     """Number of parameters: (trained, all)."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # half of a PiSSA adapter is frozen
+    trained = sum(p.numel() - getattr(p, "frozen_elements", 0) for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters())

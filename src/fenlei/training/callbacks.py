@@ -1,10 +1,13 @@
-"""What happens beside the steps: when to score and save, progress, Ctrl-C, early stopping, records."""
+"""What happens beside the steps: when to score and save, progress, signals, early stopping, records."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +22,7 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fenlei.config import TrainConfig
+from fenlei.errors import StopNow
 from fenlei.tracking import Record, TrackerGroup
 
 _MOST_STEPS_BETWEEN_DEV_SCORES = 100
@@ -59,6 +63,12 @@ class EarlyStopping(TrainerCallback):
         self._patience = patience
         self.stopped_at: int | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """A run that had ended already stays ended when it is resumed."""
+        return self.on_evaluate(args, state, control)
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
@@ -72,31 +82,81 @@ class EarlyStopping(TrainerCallback):
         return control
 
 
+class CutShort(Exception):
+    """Scoring was cut short because the run is to stop."""
+
+
 class Interruption(TrainerCallback):
-    """Ctrl-C: the step in progress is finished, a checkpoint is written, training ends. A second one ends at once."""
+    """Ctrl-C, SIGTERM (a scheduler wants the machine back) and SIGHUP (the terminal is gone).
+
+    While steps are taken (:meth:`finishing_steps`), the first signal lets the step in progress finish; a dev evaluation
+    is cut short; a checkpoint is written and training ends. A second one ends the work at once, as does the first one
+    outside of the steps: what is on disk is whole at every instant. The next one after that ends the process.
+
+    A signal that is ignored (``nohup``, a job in the background) stays ignored.
+
+    Attributes:
+        requested: the run is to stop after this step.
+        signal_number: the signal that was received last; SIGINT before any.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
+        self._in_steps = False
+        self._ending = False
         self.requested = False
+        self.signal_number = int(signal.SIGINT)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
 
-    def _on_signal(self, *_: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+    @contextmanager
+    def finishing_steps(self) -> Iterator[None]:
+        """Within, the first signal lets the step in progress finish."""
+        self._in_steps = True
+        try:
+            yield
+        finally:
+            self._in_steps = False
+
+    def check(self, _done: int = 0) -> None:
+        """Called between batches of a dev evaluation.
+
+        Raises:
+            CutShort: the run is to stop.
+        """
+        if self.requested and self._in_steps:
+            raise CutShort
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.signal_number = number
+        if number == getattr(signal, "SIGHUP", None):
+            self._console.quiet = True  # there is nobody left to read; writing to the lost terminal would fail
+        if self._ending:
+            os._exit(128 + number)
+        if self.requested or not self._in_steps:
+            self._ending = True
+            raise StopNow(number)
         self.requested = True
-        self._console.print(
-            "Ctrl-C: finishing this step and saving; press again to stop at once (the last checkpoint stays)",
-            style="yellow",
-        )
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self._say(f"{name}: finishing this step and saving; once more to stop at once (the last checkpoint stays)")
+
+    def _say(self, text: str) -> None:
+        # not through the console: the signal may have come in the middle of its own writing
+        if not self._console.quiet:
+            with suppress(OSError, ValueError):
+                os.write(self._console.file.fileno(), f"\n{text}\n".encode())
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -104,6 +164,14 @@ class Interruption(TrainerCallback):
         """Saves and stops when asked to."""
         if self.requested:
             control.should_save = control.should_training_stop = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Asked to stop while scoring or saving: this checkpoint is the last one."""
+        if self.requested:
+            control.should_training_stop = True
         return control
 
 
@@ -167,7 +235,7 @@ class Reporter(TrainerCallback):
         elif "eval_macro_f1" in values:
             dev = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
             self._emit("dev", state.global_step, dev)
-            self._console.print(
+            self._print(
                 f"step {state.global_step}: dev macro-F1 {dev['macro_f1']:.4f}, accuracy {dev['accuracy']:.4f}, "
                 f"log loss {dev['log_loss']:.4f} ({dev['n']:.0f} rows)"
             )
@@ -182,6 +250,11 @@ class Reporter(TrainerCallback):
             self._bar.stop()
             self._bar = None
 
+    def _print(self, text: str) -> None:
+        # a lost terminal or a log file on a full disk is no reason to stop training
+        with suppress(OSError):
+            self._console.print(text)
+
     def _rate(self, state: TrainerState) -> float:
         started, first_step = self._start
         seconds = time.monotonic() - started
@@ -192,7 +265,7 @@ class Reporter(TrainerCallback):
             self._bar.update(self._task, note=f"loss {values['loss']:.4f}  {rate:.2f} rows/s")
             return
         left = (state.max_steps - state.global_step) * self._rows_per_step / rate if rate > 0 else float("nan")
-        self._console.print(
+        self._print(
             f"step {state.global_step}/{state.max_steps}  loss {values['loss']:.4f}  "
             f"lr {values.get('learning_rate', 0.0):.2e}  {rate:.2f} rows/s  ETA {_clock(left)}"
         )

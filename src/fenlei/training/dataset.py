@@ -1,4 +1,4 @@
-"""Labelled rows as token ids, and micro-batches with the loss at the answer only."""
+"""Labelled rows as token ids, and how often each is seen in an epoch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fenlei.config import RunConfig
 from fenlei.data.example import Example
 from fenlei.errors import TrainingError
 from fenlei.prompting import PromptEncoder
@@ -80,57 +79,17 @@ def oversampled_order(labels: Sequence[str], power: float, seed: int) -> list[in
     return sorted(order)
 
 
-def micro_batch_size(config: RunConfig, device: torch.device) -> int:
-    """Rows a forward pass: as set, else 1 on CPU and, on a GPU, the largest divisor of the batch up to 4.
+def require_one_gpu(device: torch.device) -> None:
+    """Refuses a machine that the Trainer would use in its own way.
 
     Raises:
-        TrainingError: the batch is no multiple of the size that was set, or this device cannot be trained on.
+        TrainingError: several GPUs are visible.
     """
     import torch
 
-    train = config.train
     if device.type == "cuda" and (torch.cuda.device_count() > 1 or device.index):
-        # the Trainer would wrap the model in nn.DataParallel, which tears the flat label tensors apart
+        # the Trainer would wrap the model in nn.DataParallel, which tears packed rows apart
         raise TrainingError(
             f"{torch.cuda.device_count()} GPUs are visible and training uses one: leave model.device=auto and choose "
             f"by CUDA_VISIBLE_DEVICES={device.index or 0}"
         )
-    if train.micro_batch_size is None:
-        most = 1 if device.type == "cpu" else 4
-        return max(n for n in range(1, most + 1) if train.batch_size % n == 0)
-    if train.batch_size % train.micro_batch_size:
-        raise TrainingError(
-            f"train.batch_size={train.batch_size} is not a multiple of "
-            f"train.micro_batch_size={train.micro_batch_size}; change one of them"
-        )
-    return train.micro_batch_size
-
-
-class AnswerCollator:
-    """Pads rows on the right and marks the positions whose logits predict an answer token.
-
-    The batch holds ``input_ids`` (B, T), ``logits_to_keep`` (B, T) bool with N true entries, and ``shift_labels`` and
-    ``labels``, both (N,): the token that follows each kept position. The model then computes N rows of logits
-    instead of B x T, and the loss over them equals the loss over all positions with the prompt masked out.
-
-    No attention mask is needed: with padding on the right, causal attention never looks at it.
-    """
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, rows: Sequence[TrainingRow]) -> dict[str, Any]:
-        """Collates rows into one micro-batch of tensors."""
-        import torch
-
-        width = max(len(row.input_ids) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_id)
-        keep = torch.zeros((len(rows), width), dtype=torch.bool)
-        targets: list[torch.Tensor] = []
-        for b, row in enumerate(rows):
-            tokens = torch.tensor(row.input_ids)
-            ids[b, : len(tokens)] = tokens
-            keep[b, row.answer_start - 1 : len(tokens) - 1] = True
-            targets.append(tokens[row.answer_start :])
-        flat = torch.cat(targets)
-        return {"input_ids": ids, "logits_to_keep": keep, "shift_labels": flat, "labels": flat}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fenlei.artifact import read_json, write_json
+from fenlei.artifact import read_json
 from fenlei.config import RunConfig
+from fenlei.durable import sweep, write_json, write_text
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
@@ -28,16 +34,18 @@ def open_run(config: RunConfig, run_dir: Path, *, resume: bool) -> Checkpoint | 
         The checkpoint to resume from; None for a fresh run.
 
     Raises:
-        TrainingError: the folder is a file or holds a run already, or there is nothing to resume.
+        TrainingError: the folder is a file or holds a run already, or there is nothing whole to resume.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise TrainingError(f"{run_dir}: is a file; the run folder needs a name of its own (--out)")
-    latest = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
+    store = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
+    latest, damaged = store.latest(), store.damaged()
     if resume:
         if latest is None:
-            raise TrainingError(f"{run_dir}: nothing to resume: no whole checkpoint; train without --resume")
+            why = f" ({'; '.join(damaged)}); start again in another --out" if damaged else "; train without --resume"
+            raise TrainingError(f"{run_dir}: nothing to resume: no whole checkpoint{why}")
         return latest
-    if latest is not None or (run_dir / "classifier").exists():
+    if latest is not None or damaged or (run_dir / "classifier").exists():
         raise TrainingError(f"{run_dir}: holds a run already; choose another --out, or go on with it by --resume")
     return None
 
@@ -59,10 +67,50 @@ def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None
 
 
 def note_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
-    """Makes the run folder and writes down what the run is made of: its settings and its identity."""
+    """Writes down what the run is made of, its settings and its identity, and removes what a crash left behind."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    sweep(run_dir)
+    for unfinished in run_dir.glob(".classifier-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).tidy()
     write_json(run_dir / _IDENTITY, _identity(config, data))
-    (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    write_text(run_dir / "config.yaml", config.to_yaml())
+
+
+@contextmanager
+def sole_user(run_dir: Path) -> Iterator[None]:
+    """Keeps a second process from training in the same run folder; a killed process holds nothing.
+
+    Where the system or the disk has no such locks (Windows, some network disks), nothing is kept from anybody.
+
+    Raises:
+        TrainingError: another process is training here.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handle = _lock(run_dir)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise TrainingError(
+                f"{folder}: another process is training here; wait for it, or choose another --out"
+            ) from None
+        return None
+    return handle
 
 
 def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:

@@ -11,22 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fenlei.artifact import ADAPTER, TOKENIZER, write_artifact, write_json
-from fenlei.config import RunConfig
+from fenlei.artifact import TOKENIZER, write_artifact
+from fenlei.config import LEARNING_RATES, RunConfig
 from fenlei.data import Example
-from fenlei.errors import Interrupted, TrainingError
+from fenlei.durable import disk_full_message, is_disk_full, write_json
+from fenlei.errors import FenleiError, Interrupted, StopNow, TrainingError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.inference import Prediction, Predictor
-from fenlei.modeling.adapter import add_adapter
+from fenlei.modeling.adapter import add_adapter, finish_training, save_weights
 from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count, pick_device
+from fenlei.modeling.memory import checkpoint_activations
 from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png, start_tracking
-from fenlei.training.callbacks import TRACKED, EarlyStopping, Interruption, Reporter, Schedule
+from fenlei.tracking.record import rewind
+from fenlei.training.callbacks import TRACKED, CutShort, EarlyStopping, Interruption, Reporter, Schedule
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
-from fenlei.training.dataset import AnswerCollator, TrainingSet, build_training_set, micro_batch_size
-from fenlei.training.folder import check_same_run, note_run, open_run
+from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set, require_one_gpu
+from fenlei.training.folder import check_same_run, note_run, open_run, sole_user
+from fenlei.training.space import classifier_bytes, require_space
+from fenlei.training.state import restore_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,15 +88,39 @@ def train_classifier(
         before_training: called with the untrained classifier, e.g. to measure zero-shot accuracy.
 
     Raises:
-        TrainingError: the run folder is in use, there is nothing to resume, or a loss is not finite.
-        Interrupted: Ctrl-C; a checkpoint was written.
+        TrainingError: the run folder is in use, there is nothing to resume, a loss is not finite, or the disk is full.
+        Interrupted: Ctrl-C or another signal to stop; a checkpoint was written.
         ModelError, ConfigError, DataError: see their modules.
     """
     console = console or Console(stderr=True, markup=False, highlight=False)
-    started = time.monotonic()
-    checkpoint = open_run(config, run_dir, resume=resume)
     store = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
-    micro_batch_size(config, pick_device(config.model))
+    with Interruption(console) as interruption:
+        try:
+            return _run(config, data, run_dir, store, console, interruption, resume, before_training)
+        except KeyboardInterrupt:
+            raise _interrupted(config, run_dir, store, interruption) from None
+        except Exception as error:
+            if isinstance(error, FenleiError) or not is_disk_full(error):
+                raise
+            text = disk_full_message(error, run_dir, "the run")
+            raise TrainingError(f"{text}. Make room, then go on with --resume") from error
+
+
+def _run(
+    config: RunConfig,
+    data: TrainingData,
+    run_dir: Path,
+    store: CheckpointStore,
+    console: Console,
+    interruption: Interruption,
+    resume: bool,
+    before_training: Callable[[Predictor], None] | None,
+) -> TrainResult:
+    started = time.monotonic()
+    open_run(config, run_dir, resume=resume)
+    for line in store.damaged():
+        console.print(f"passed over: {line}", style="yellow")
+    require_one_gpu(pick_device(config.model))
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     tokenizer = load_tokenizer(folder.path, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
@@ -100,12 +129,15 @@ def train_classifier(
     if resume:
         check_same_run(config, data, run_dir)
 
-    session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder)
+    session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder, interruption)
     session.load()
-    note_run(config, data, run_dir)  # nothing is written before everything that can be refused has been
-    if before_training is not None:
-        before_training(session.predictor)
-    return session.run(rows, checkpoint, started)
+    require_space(session.model, run_dir, config.train.keep_checkpoints)
+    with sole_user(run_dir):  # nothing is written before everything that can be refused has been
+        checkpoint = open_run(config, run_dir, resume=resume)
+        note_run(config, data, run_dir)
+        if before_training is not None:
+            before_training(session.predictor)
+        return session.run(rows, checkpoint, started)
 
 
 class _Session:
@@ -121,19 +153,25 @@ class _Session:
         folder: ModelFolder,
         tokenizer: PreTrainedTokenizerBase,
         encoder: PromptEncoder,
+        interruption: Interruption,
     ) -> None:
         self.config, self.data, self.run_dir, self.console = config, data, run_dir, console
         self.store, self.folder, self.tokenizer, self.encoder = store, folder, tokenizer, encoder
+        self.interruption = interruption
 
     def load(self) -> None:
         config = self.config
         base = load_model(self.folder.path, config.model)
         if config.train.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            base.enable_input_require_grads()
+            checkpoint_activations(base)
         self.model = add_adapter(base, config.lora, config.train.seed)
         trained, total = parameter_count(self.model)
         self.console.print(f"model {config.model.spec}: {total / 1e6:.0f} M parameters, {trained / 1e6:.2f} M trained")
+        rate = LEARNING_RATES.get(config.lora.method)
+        if config.train.learning_rate == rate:
+            self.console.print(
+                f"learning rate {rate:g}: the default with lora.method={config.lora.method} (train.learning_rate)"
+            )
         self.predictor = Predictor(
             self.model,
             self.encoder,
@@ -157,20 +195,19 @@ class _Session:
             hyperparameters=self.config.model_dump(mode="json"),
             run_name=self.config.tracking.experiment or self.run_dir.name,
         )
-        record, status = Record(self.run_dir / "metrics.jsonl"), "failed"
+        record, status = self._open_record(checkpoint), "failed"
+        self.store.before_publish = record.sync
         try:
             steps = self._train(rows, checkpoint, record, trackers)
             best = self._take_best()
             classifier = self._save(self.run_dir / "classifier")
             dev = self._report("dev", self.data.dev, best.step, record, trackers)
             test = self._report("test", self.data.test, best.step, record, trackers)
+            record.sync()
             status = "completed"
-        except Interrupted:
+        except KeyboardInterrupt:
             status = "interrupted"
             raise
-        except KeyboardInterrupt:  # after the last step: the checkpoints are all there
-            status = "interrupted"
-            raise self._interrupted() from None
         finally:
             record.write("note", 0, message=f"run {status}")
             trackers.finish(status)
@@ -188,70 +225,82 @@ class _Session:
         )
 
     def _train(self, rows: TrainingSet, checkpoint: Checkpoint | None, record: Record, trackers: TrackerGroup) -> int:
+        from fenlei.training.engine import TrainingEngine
         from fenlei.training.trainer import ClassifierTrainer, training_arguments
 
         train = self.config.train
+        engine = TrainingEngine(
+            self.model,
+            self.config,
+            int(self.tokenizer.pad_token_id),
+            checkpoint.engine if checkpoint else None,
+            say=self.console.print,
+        )
+        engine.fit(rows.rows)
         arguments = training_arguments(self.config, self.run_dir, pick_device(self.config.model))
         reporter = Reporter(record, trackers, self.console, train.batch_size)
         stopping = EarlyStopping(train.early_stopping)
-        with Interruption(self.console) as interruption:
-            trainer = ClassifierTrainer(
-                model=self.model,
-                args=arguments,
-                train_dataset=rows,
-                data_collator=AnswerCollator(int(self.tokenizer.pad_token_id)),
-                callbacks=[
-                    Schedule(train, -(-len(rows) // train.batch_size), bool(self.data.dev)),
-                    stopping,
-                    interruption,
-                    reporter,
-                ],
-                store=self.store,
-                score_dev=self._score_dev if self.data.dev else None,
-            )
-            try:
+        trainer = ClassifierTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=_whole_step,
+            callbacks=[
+                Schedule(train, -(-len(rows) // train.batch_size), bool(self.data.dev)),
+                stopping,
+                self.interruption,
+                reporter,
+            ],
+            engine=engine,
+            store=self.store,
+            score_dev=self._score_dev if self.data.dev else None,
+        )
+        try:
+            with self.interruption.finishing_steps():
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-            except KeyboardInterrupt:
-                raise self._interrupted() from None
-            finally:
-                reporter.close()
+        finally:
+            reporter.close()
         steps = int(trainer.state.global_step)
-        if interruption.requested and steps < trainer.state.max_steps:
-            raise self._interrupted()
+        if self.interruption.requested:
+            raise StopNow(self.interruption.signal_number)
         if stopping.stopped_at is not None:
             self.console.print(f"stopped early at step {steps}: dev macro-F1 did not improve any more")
         return steps
 
-    def _interrupted(self) -> Interrupted:
-        last = self.store.latest()
-        if last is None:
-            return Interrupted("interrupted before the first checkpoint: nothing to resume")
-        how = "fenlei train --out {} --resume" if self.config.data.train else "fit(..., out={!r}, resume=True)"
-        return Interrupted(f"interrupted; saved at step {last.step}. Go on with: {how.format(str(self.run_dir))}")
+    def _open_record(self, checkpoint: Checkpoint | None) -> Record:
+        """The record as it was at the checkpoint: what came after it happens again."""
+        path, step = self.run_dir / "metrics.jsonl", checkpoint.step if checkpoint else 0
+        taken_back = rewind(path, step)
+        record = Record(path)
+        if checkpoint is not None:
+            record.write("note", step, message=f"resumed; {taken_back} later lines taken back")
+        return record
 
-    def _score_dev(self) -> dict[str, Any]:
-        return self._score(self.data.dev)[0]
+    def _score_dev(self) -> dict[str, Any] | None:
+        try:
+            self.interruption.check()
+            return self._score(self.data.dev)[0]
+        except CutShort:
+            return None
 
     def _score(self, examples: list[Example]) -> tuple[dict[str, Any], list[Prediction]]:
         start = time.monotonic()
-        predictions = self.predictor.predict(examples)
+        predictions = self.predictor.predict(examples, progress=self.interruption.check)
         gold = [str(e.label) for e in examples]
         seconds = time.monotonic() - start
         return evaluate_predictions(gold, predictions, self.data.labels.names, seconds=seconds), predictions
 
     def _take_best(self) -> Checkpoint:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
         best = self.store.best()
         if best is None:
             raise TrainingError(f"{self.run_dir}: no checkpoint was written")
-        set_peft_model_state_dict(self.model, load_peft_weights(str(best.path), device="cpu"))
+        restore_weights(self.model, best.path, best.files)
+        finish_training(self.model)
         return best
 
     def _save(self, path: Path) -> Path:
-        def save_weights(folder: Path) -> None:
-            self.model.save_pretrained(str(folder / ADAPTER), safe_serialization=True)
-            (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        def save(folder: Path) -> None:
+            save_weights(self.model, folder)
             self.tokenizer.save_pretrained(str(folder / TOKENIZER))
 
         return write_artifact(
@@ -260,7 +309,8 @@ class _Session:
             prompt=prompt_record(self.config, self.encoder),
             calibration={"method": "none", "temperature": 1.0},
             base_model=self.base_model,
-            save_weights=save_weights,
+            save_weights=save,
+            needed=classifier_bytes(self.model),
         )
 
     def _report(
@@ -288,6 +338,14 @@ class _Session:
         return metrics
 
 
+def _interrupted(config: RunConfig, run_dir: Path, store: CheckpointStore, interruption: Interruption) -> Interrupted:
+    last, number = store.latest(), interruption.signal_number
+    if last is None:
+        return Interrupted("interrupted before the first checkpoint: nothing to resume", number)
+    how = "fenlei train --out {} --resume" if config.data.train else "fit(..., out={!r}, resume=True)"
+    return Interrupted(f"interrupted; saved at step {last.step}. Go on with: {how.format(str(run_dir))}", number)
+
+
 def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
     """Content of prompt.json: enough to build the same encoder again."""
     columns = ("text_column", "label_column", "candidates_column", "id_column")
@@ -298,6 +356,11 @@ def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
         # as rendered: some chat templates write today's date, and a tokenizer's template may change
         "chat": encoder.chat.to_dict(),
     }
+
+
+def _whole_step(rows: list[TrainingRow]) -> dict[str, list[TrainingRow]]:
+    """The data loader's batch is the rows of an optimizer step, as they are."""
+    return {"rows": rows}
 
 
 def _samples(examples: list[Example], predictions: list[Prediction]) -> str:

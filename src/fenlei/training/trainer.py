@@ -8,34 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import CheckpointStore
-from fenlei.training.dataset import micro_batch_size
+from fenlei.training.engine import TrainingEngine
+from fenlei.training.resume import ResumableTrainer
 
 
-class ClassifierTrainer(Trainer):
+class ClassifierTrainer(ResumableTrainer):
     """Trains an adapter with the loss at answer positions.
 
     Args:
+        engine: computes a step's gradients; a batch of the data loader is a whole optimizer step.
         store: where checkpoints go.
-        score_dev: returns the dev metrics of the current weights; None without a dev set.
+        score_dev: returns the dev metrics of the current weights, or None when it was cut short because the run is to
+            stop; None without a dev set.
         **kwargs: as for the Trainer.
     """
 
     def __init__(
         self,
         *args: Any,
+        engine: TrainingEngine,
         store: CheckpointStore,
-        score_dev: Callable[[], dict[str, Any]] | None,
+        score_dev: Callable[[], dict[str, Any] | None] | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.engine = engine
         self.store = store
         self.score_dev = score_dev
-        self.dev_at: tuple[int, dict[str, Any]] | None = None
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -44,17 +48,29 @@ class ClassifierTrainer(Trainer):
         if self.score_dev is None:
             return {}
         metrics = self.score_dev()
-        self.dev_at = (self.state.global_step, metrics)
+        if metrics is None:
+            self.dev_due_at = self.state.global_step
+            self.control.should_evaluate = False
+            return {}
+        self.dev_at, self.dev_due_at = (self.state.global_step, metrics), None
         flat = {f"eval_{k}": v for k, v in metrics.items() if isinstance(v, (int, float))}
         self.log(dict(flat))
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
         return flat
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; a loss that is not finite ends the run before it can reach the weights."""
-        loss = super().training_step(*args, **kwargs)
-        self._require_finite("loss", float(loss.detach()))
-        return loss
+    def training_step(self, model: Any, inputs: dict[str, Any], *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """One optimizer step's gradients; a loss that is not finite ends the run before it can reach the weights."""
+        loss = self.engine.step(inputs["rows"])
+        self._require_finite("loss", loss)
+        return torch.tensor(loss, device=self.args.device)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate knows neither packed rows nor frozen weights."""
+        return 0
+
+    def engine_state(self) -> dict[str, Any]:
+        """How steps are computed, for checkpoints."""
+        return self.engine.state()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -72,32 +88,15 @@ class ClassifierTrainer(Trainer):
             f"{kept}. A smaller train.learning_rate (now {self.args.learning_rate:g}) is the usual cure"
         )
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.store.staging)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.store.clear_staging()
-        super()._save_checkpoint(model, trial)
-        step = self.state.global_step
-        dev = self.dev_at[1] if self.dev_at and self.dev_at[0] == step else None
-        scalars = {k: v for k, v in dev.items() if isinstance(v, (int, float))} if dev else None
-        self.store.publish(self.store.staging / f"checkpoint-{step}", step, scalars)
-        self.store.clear_staging()
-
 
 def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -> TrainingArguments:
-    """The Trainer's arguments for a configuration.
-
-    Raises:
-        TrainingError: see :func:`fenlei.training.dataset.micro_batch_size`.
-    """
-    train, micro = config.train, micro_batch_size(config, device)
+    """The Trainer's arguments for a configuration."""
+    train = config.train
     return TrainingArguments(
         output_dir=str(run_dir / "checkpoints"),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=train.batch_size // micro,
+        per_device_train_batch_size=train.batch_size,  # the engine divides it into forward passes
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         warmup_steps=train.warmup_fraction,  # a float below 1 is a share of all steps
@@ -112,7 +111,7 @@ def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -
         report_to="none",
         remove_unused_columns=False,
         disable_tqdm=True,
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=False,
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,
         seed=train.seed,

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Training speed on one NVIDIA GPU, without a network, a model or an installed fenlei:
+#
+#     benchmarks/gpu.sh [OUT [more options of train_speed.py]]
+#
+# A model of the shape of Qwen1.5-7B is made of random numbers on the GPU and trained on random rows, long (384 tokens)
+# and short (87, of which 69 are the same in all), by the tutorial's script, by TRL if it is there, and by fenlei with
+# each of its speed settings changed. Needs Python with torch (CUDA), transformers, peft, accelerate, pydantic, pyyaml.
+# OUT (default: gpu-benchmark) gets speed.json, written after every round, speed.md and log.txt.
+#
+# PYTHON names the interpreter (default: python3). A short try: benchmarks/gpu.sh OUT --variants fenlei tutorial
+# Without a GPU: benchmarks/gpu.sh OUT --device cpu --model-shape tiny --repeats 1
+set -euo pipefail
+
+out="${1:-gpu-benchmark}"
+[ $# -gt 0 ] && shift
+python="${PYTHON:-python3}"
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+mkdir -p "$out"
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv 2>/dev/null |
+  tee "$out/gpu.txt" || true
+
+PYTHONUNBUFFERED=1 PYTHONPATH="$here/../src${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/train_speed.py" \
+  --device cuda --model-shape 7b --workloads synthetic-384 synthetic-87 --alone --warmup 2 --repeats 5 \
+  --patience 300 --json "$out/speed.json" --markdown "$out/speed.md" "$@" 2>&1 | tee "$out/log.txt"

@@ -1,0 +1,102 @@
+"""Loss curves: the tutorial's trainer and this package's, from the same start, on the same rows in the same order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from train_speed_run import Setting, run_groups
+from train_speed_variants import Jobs
+
+TUTORIAL, OURS, NOISE = "tutorial, label kept", "fenlei", "tutorial, another seed"
+_LEARNING_RATE = 1e-4
+_PRINTED = 20
+
+
+def compare(jobs: Jobs, setting: Setting) -> dict[str, Any]:
+    """Trains both from the same adapter with the same settings and no dropout, and the tutorial from another adapter.
+
+    Two seeds of the tutorial against each other say how large a difference means nothing.
+    """
+    ours = {
+        "lora": {"r": 8, "alpha": 32, "dropout": 0.0},
+        "train": {
+            "learning_rate": _LEARNING_RATE,
+            "scheduler": "linear",
+            "warmup_fraction": 0.0,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+        },
+    }
+    theirs = {"dropout": 0.0, "learning_rate": _LEARNING_RATE}
+    made = [
+        jobs.make(TUTORIAL, "tutorial", theirs),
+        jobs.make(OURS, "fenlei", {"config": ours}),
+        jobs.make(NOISE, "tutorial", theirs, seed=jobs.seed + 1),
+    ]
+    courses = run_groups([[job] for job in made], setting, warmup=0, repeats=jobs.steps, after=lambda _: None)
+    losses = {c.job.name: c.losses for c in courses}
+    return {
+        "workload": jobs.workload.name,
+        "steps": jobs.steps,
+        "rows_per_step": jobs.batch_size,
+        "learning_rate": _LEARNING_RATE,
+        "failed": {c.job.name: c.failed for c in courses if c.failed},
+        "same_adapter_at_start": courses[0].ready.get("adapter") == courses[1].ready.get("adapter"),
+        "losses": losses,
+        "difference": difference(losses[TUTORIAL], losses[OURS]),
+        "noise": difference(losses[TUTORIAL], losses[NOISE]),
+    }
+
+
+def difference(first: list[float], second: list[float]) -> dict[str, float]:
+    """How far two curves are apart: the largest and the mean difference of a step, and that of the curves' means."""
+    apart = [abs(a - b) for a, b in zip(first, second, strict=False)]
+    if not apart:
+        return {}
+    n = len(apart)
+    return {
+        "largest": max(apart),
+        "mean": sum(apart) / n,
+        "of_means": abs(sum(first[:n]) - sum(second[:n])) / n,
+    }
+
+
+def markdown(curves: dict[str, Any]) -> str:
+    """The curves as a Markdown section."""
+    names = list(curves["losses"])
+    steps = curves["steps"]
+    shown = (
+        range(steps)
+        if steps <= _PRINTED
+        else sorted({round(i * (steps - 1) / (_PRINTED - 1)) for i in range(_PRINTED)})
+    )
+    lines = [
+        f"### Loss, {curves['workload']}: {steps} steps of {curves['rows_per_step']} rows",
+        "",
+        f"Learning rate {curves['learning_rate']:g}, linear to zero, no dropout, same rows in the same order; both "
+        + ("start at the same adapter." if curves["same_adapter_at_start"] else "START AT DIFFERENT ADAPTERS."),
+        "",
+        f"| step | {' | '.join(names)} |",
+        "|---:" * (len(names) + 1) + "|",
+    ]
+    for i in shown:
+        values = (curves["losses"][name] for name in names)
+        lines.append(f"| {i + 1} | {' | '.join(f'{v[i]:.4f}' if i < len(v) else '' for v in values)} |")
+    lines.append("")
+    for what, key in ((f"{OURS} against the {TUTORIAL}", "difference"), ("two seeds of the tutorial", "noise")):
+        if found := curves[key]:
+            lines.append(
+                f"- {what}: a step's losses differ by {found['largest']:.4f} at most, {found['mean']:.4f} on average; "
+                f"the curves' means by {found['of_means']:.4f}."
+            )
+    lines += [f"- {name} FAILED: {why}" for name, why in curves["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw(curves: dict[str, Any], path: Path) -> Path:
+    """The curves as an SVG file."""
+    from chart import lines
+
+    title = f"Training loss, {curves['workload']}, {curves['rows_per_step']} rows a step"
+    return lines(path, curves["losses"], title=title, x="optimizer step", y="loss")

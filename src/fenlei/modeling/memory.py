@@ -1,0 +1,42 @@
+"""Memory of training: what is stored, what is computed again, what is given back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc's malloc not to give large blocks back to the system after each use.
+
+    By default it maps tensors above a threshold on their own and unmaps them when freed, so that every step pays a
+    page fault for each 4 KiB that it touches.
+
+    Returns:
+        Whether it was done: only glibc knows the calls.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl and others
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def checkpoint_activations(model: Any) -> None:
+    """From now on a layer's activations are computed again in the backward pass instead of being stored."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # renamed in transformers 5.2x; the old name warns there
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    base.enable_input_require_grads()
+
+
+def checkpoints_activations(model: Any) -> bool:
+    """Whether a model computes activations again."""
+    return any(getattr(m, "gradient_checkpointing", False) is True for m in model.modules())

@@ -1,0 +1,246 @@
+"""Forward and backward of one optimizer step: which rows go through the model together.
+
+The loss of a step is the mean over all answer tokens of its rows, however they are divided, also after memory ran out.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fenlei.config import RunConfig
+from fenlei.errors import TrainingError
+from fenlei.modeling.fuse import fuse
+from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
+from fenlei.modeling.packed import PackedState, attention_modules
+from fenlei.training.calibration import adapter_dtype
+from fenlei.training.dataset import TrainingRow
+from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, split_rows
+
+_CPU_TOKENS = 768
+_GPU_TOKENS = (2048, 4096, 8192, 16384)
+_MOST_GPU_MEMORY = 0.85
+
+
+class TrainingEngine:
+    """Computes the gradients of optimizer steps.
+
+    Args:
+        model: the model to train, on its device.
+        config: the settings; ``speed`` says how.
+        pad_id: fills padded rows.
+        state: what :meth:`state` returned before an interruption, so that a resumed run computes in the same way.
+        say: gets what the user should know, e.g. that memory ran out.
+
+    Attributes:
+        micro_batch_tokens: most tokens in one forward pass.
+        fused: how many modules were replaced by faster ones, by part.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: RunConfig,
+        pad_id: int,
+        state: dict[str, Any] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        state = state or {}
+        self.model, self.config, self.pad_id = model, config, pad_id
+        self.device = next(model.parameters()).device
+        self._say = say
+        self.micro_batch_tokens = int(
+            state.get("micro_batch_tokens") or config.train.micro_batch_tokens or _default_tokens(self.device)
+        )
+        self._measured = self.device.type == "cpu" or config.train.micro_batch_tokens or "micro_batch_tokens" in state
+        self.adapter_dtype = adapter_dtype(model, config, state.get("adapter_dtype"))
+        self.packed = config.speed.packed and _can_pack(model)
+        self._checked = False
+        if config.speed.allocator and self.device.type == "cpu":
+            keep_freed_memory()
+        self._packing = PackedState(model)
+        self._heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 16))
+        self.fused = fuse(model, config.speed, self._packing, self.adapter_dtype)
+        if state.get("activation_checkpointing"):
+            checkpoint_activations(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """What decides how steps are computed, for a checkpoint: JSON values only."""
+        return {
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "adapter_dtype": str(self.adapter_dtype).removeprefix("torch."),
+            "activation_checkpointing": checkpoints_activations(self.model),
+        }
+
+    def step(self, rows: Sequence[TrainingRow]) -> float:
+        """Leaves the gradients of the mean loss over all answer tokens of ``rows`` in ``.grad``, which must be empty.
+
+        When memory runs out, the step begins again with smaller forward passes: the rows, the mean and the random
+        numbers stay the same.
+
+        Returns:
+            The loss.
+
+        Raises:
+            TrainingError: not even one row fits into memory.
+        """
+        if self.packed and not self._checked:
+            self._check_packing(rows)
+        before = torch.get_rng_state()
+        while True:
+            try:
+                return self._accumulate(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else "MemoryError"
+            # outside of the handler, where the traceback no longer holds on to the tensors of the failed pass
+            self.model.zero_grad(set_to_none=True)
+            torch.set_rng_state(before)
+            self._shrink(rows, reason)
+
+    def fit(self, rows: Sequence[TrainingRow]) -> None:
+        """On a GPU: a dry run on the longest rows finds the largest forward pass that fits.
+
+        Activation checkpointing is switched on when one row does not fit without.
+        """
+        if self._measured:
+            return
+        self._measured = True
+        longest = sorted(rows, key=lambda r: -len(r.input_ids))
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        for tokens in _GPU_TOKENS:
+            self.micro_batch_tokens = tokens
+            count = max(1, tokens // len(longest[0].input_ids))
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.step(longest[:count])
+            self.model.zero_grad(set_to_none=True)
+            if self.micro_batch_tokens < tokens or count >= len(longest):
+                break
+            if torch.cuda.max_memory_allocated(self.device) > _MOST_GPU_MEMORY / 2 * total:
+                break
+        torch.cuda.empty_cache()
+
+    def _accumulate(self, rows: Sequence[TrainingRow]) -> float:
+        train, speed = self.config.train, self.config.speed
+        total = sum(len(r.input_ids) - r.answer_start for r in rows)
+        loss = 0.0
+        self.model.train()
+        for group in split_rows(
+            rows, self.micro_batch_tokens, train.micro_batch_size, share=speed.share_prefix, packed=self.packed
+        ):
+            loss += self._forward_backward(self._collate(group), total)
+        return loss
+
+    def _collate(self, group: Sequence[TrainingRow]) -> MicroBatch:
+        if self.packed:
+            return packed_batch(group, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
+        return padded_batch(group, self.pad_id).to(self.device)
+
+    def _forward_backward(self, batch: MicroBatch, total: int) -> float:
+        if batch.layout is None:
+            loss = self._losses(batch).sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
+                loss = self._losses(batch).sum() / total
+                loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _kept(self, batch: MicroBatch) -> torch.Tensor | None:
+        return batch.kept if self.config.speed.last_layer else None
+
+    def _targets(self, batch: MicroBatch) -> torch.Tensor | None:
+        return batch.targets if self.fused["head"] else None
+
+    def _losses(self, batch: MicroBatch) -> torch.Tensor:
+        """Cross-entropy of each answer token, ``(n,)``."""
+        positions = batch.layout.positions[None] if batch.layout else None
+        out = self.model(
+            input_ids=batch.input_ids, position_ids=positions, logits_to_keep=batch.keep, use_cache=False
+        ).logits
+        if self._packing.targets is not None:
+            return out  # type: ignore[no-any-return]
+        return torch.nn.functional.cross_entropy(out.float(), batch.targets, reduction="none")
+
+    def _check_packing(self, rows: Sequence[TrainingRow]) -> None:
+        """Compares packed with separate rows once, on the shortest rows.
+
+        An architecture may do something unforeseen between tokens (recurrent layers, capped scores), and no list of
+        models could keep up with that.
+        """
+        self._checked = True
+        few = sorted(rows, key=lambda r: len(r.input_ids))[:2]
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                apart = torch.cat([self._losses(padded_batch([r], self.pad_id).to(self.device)) for r in few])
+                batch = packed_batch(few, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
+                assert batch.layout is not None
+                with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
+                    together = self._losses(batch)
+            bfloat16 = next(self.model.parameters()).dtype != torch.float32
+            agree = torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
+            agree = False
+        finally:
+            self.model.train(training)
+        if not agree:
+            self.packed = False
+            self._say("this model's rows cannot be packed; they are padded side by side, which is slower")
+
+    def _shrink(self, rows: Sequence[TrainingRow], reason: str) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        groups = list(
+            split_rows(
+                rows,
+                self.micro_batch_tokens,
+                self.config.train.micro_batch_size,
+                share=self.config.speed.share_prefix,
+                packed=self.packed,
+            )
+        )
+        longest = max(len(r.input_ids) for r in rows)
+        if max(len(g) for g in groups) > 1:
+            used = min(self.micro_batch_tokens, max(sum(len(r.input_ids) for r in g) for g in groups))
+            self.micro_batch_tokens = max(used // 2, 16)
+            self._say(
+                f"out of memory: {self.micro_batch_tokens} tokens a forward pass from now on; batch and loss stay"
+            )
+        elif not checkpoints_activations(self.model):
+            checkpoint_activations(self.model)
+            self._say("out of memory: activations are computed twice from now on instead of being stored")
+        else:
+            raise TrainingError(
+                f"out of memory with one row of {longest} tokens a forward pass ({reason}): lower prompt.max_length "
+                f"(now {self.config.prompt.max_length}) or take a smaller model"
+            )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+
+
+def _default_tokens(device: torch.device) -> int:
+    return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS[0]
+
+
+def _can_pack(model: Any) -> bool:
+    config = model.config.get_text_config()
+    return (
+        bool(attention_modules(model))
+        and getattr(config, "_attn_implementation", None) == "sdpa"
+        and not getattr(config, "attention_dropout", 0.0)
+    )

@@ -1,0 +1,347 @@
+"""A program that trains over and over in forked processes and compares the runs that died with one that did not.
+
+``python -m tests.training.crash_runs``, with the job as JSON on its standard input and the findings as JSON on its
+standard output. Importing torch takes seconds and forking nothing, so one such process runs hundreds of faults.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fenlei.training.trainer
+from fenlei import TextClassifier
+from fenlei.artifact import read_artifact
+from fenlei.errors import FenleiError
+from fenlei.training import checkpoints, resume, run, state
+from fenlei.training.checkpoints import CheckpointStore
+from fenlei.training.trainer import ClassifierTrainer
+from tests.training.crash_faults import Operations
+
+_CHILD_S = 120
+
+
+class Runs:
+    """Runs of one job.
+
+    Args:
+        job: ``work`` (folder), ``train`` (file), ``settings``.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.work = job, Path(job["work"])
+        self.keep = job["settings"]["train"]["keep_checkpoints"]
+        self.withhold: str | None = None
+        self.naive = bool(job.get("naive"))
+
+    def fork(self, work: Callable[[], Any]) -> tuple[int, Any]:
+        """Runs ``work`` in a fork; returns the wait status and what it returned."""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            signal.alarm(_CHILD_S)
+            try:
+                result = work()
+            except BaseException:
+                result = {"error": traceback.format_exc()}
+            with os.fdopen(writing, "w") as pipe:
+                json.dump(result, pipe)
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            text = pipe.read()
+        return os.waitpid(pid, 0)[1], json.loads(text) if text else None
+
+    def train(self, name: str, at: int = -1, what: str = "kill", error: int = errno.ENOSPC) -> dict[str, Any]:
+        """One attempt at a run, fresh or resumed, whichever the folder needs."""
+        folder = self.work / name
+        operations = Operations(folder, at, what, error)
+        self._watch(folder)
+        if self.withhold:
+            _WITHHOLD[self.withhold]()
+        if self.naive:
+            _write_in_place()
+        going_on = CheckpointStore(folder / "checkpoints", self.keep).latest() is not None
+        operations.install()
+        sys.stderr = open(os.devnull, "w")
+        try:
+            classifier = TextClassifier(config=self.job["settings"])
+            classifier.fit(self.job["train"], out=folder, resume=going_on)
+        except FenleiError as expected:
+            return {"refused": str(expected), "exit": expected.exit_code, "operations": operations.log}
+        return {"operations": operations.log}
+
+    def _watch(self, folder: Path) -> None:
+        """Notes, beside the run folder, every step's data and loss, and every checkpoint that was published."""
+        notes = folder.with_suffix(".notes")
+        step, publish = ClassifierTrainer.training_step, CheckpointStore.publish
+
+        def note(entry: dict[str, Any]) -> None:
+            with notes.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+        def training_step(trainer: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+            rows = hashlib.sha256(repr([row.input_ids for row in inputs["rows"]]).encode()).hexdigest()[:12]
+            loss = step(trainer, model, inputs, *rest)
+            note({"step": trainer.state.global_step + 1, "rows": rows, "loss": float(loss)})
+            return loss
+
+        def published(store: Any, *args: Any, **kwargs: Any) -> Any:
+            checkpoint = publish(store, *args, **kwargs)
+            note({"published": checkpoint.step})
+            return checkpoint
+
+        ClassifierTrainer.training_step, CheckpointStore.publish = training_step, published
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """What must be equal whatever happened on the way."""
+        folder = self.work / name
+        steps: dict[int, list[Any]] = {}
+        for entry in _lines(folder.with_suffix(".notes")):
+            if "step" in entry:
+                steps.setdefault(entry["step"], []).append([entry["rows"], entry["loss"]])
+        lines = _lines(folder / "metrics.jsonl")
+        manifest = read_artifact(folder).manifest
+        kept = CheckpointStore(folder / "checkpoints", self.keep).list()
+        return {
+            "weights": manifest["files"]["adapter/adapter_model.safetensors"],
+            # a step that was taken more than once was taken in the same way
+            "steps": {step: _one(seen) for step, seen in sorted(steps.items())},
+            "record": [_timeless(line) for line in lines if line["event"] != "note"],
+            "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()),
+            "checkpoints": [[c.step, _timeless(c.dev or {})] for c in kept],
+        }
+
+    def after_death(self, name: str) -> str | None:
+        """What is wrong with a run folder right after the process died."""
+        folder = self.work / name
+        store = CheckpointStore(folder / "checkpoints", self.keep)
+        found, damaged = store.list(), store.damaged()
+        published = [e["published"] for e in _lines(folder.with_suffix(".notes")) if "published" in e]
+        if damaged:
+            return f"damaged: {damaged}"
+        if published and (not found or found[-1].step < max(published)):
+            return f"step {max(published)} had been published, found {[c.step for c in found]}"
+        for checkpoint in found:
+            state.read_state(checkpoint.path)
+        if (folder / "classifier").exists():
+            read_artifact(folder)
+        return None
+
+    def clear(self, name: str) -> None:
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        (self.work / name).with_suffix(".notes").unlink(missing_ok=True)
+
+
+def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
+    clocks = ("time", "seconds", "rows_per_second", "texts_per_second")
+    return {k: v for k, v in entry.items() if k not in clocks}
+
+
+def _one(seen: list[Any]) -> Any:
+    return seen[0] if all(s == seen[0] for s in seen) else {"differing": seen}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.exists() else []
+
+
+def finish(runs: Runs, name: str, reference: dict[str, Any], attempts: int = 1) -> str | None:
+    """Resumes what died, to the end; says what is different from the run that did not die."""
+    for _ in range(attempts):
+        status, result = runs.fork(lambda: runs.train(name))
+        if status or result is None or "error" in result or "refused" in result:
+            return f"resume failed: {status} {result}"
+    status, found = runs.fork(lambda: runs.outcome(name))
+    if status or "error" in found:
+        return f"no outcome: {found}"
+    found = json.loads(json.dumps(found))
+    different = [key for key in reference if found[key] != reference[key]]
+    return f"different: { {k: [reference[k], found[k]] for k in different} }"[:2000] if different else None
+
+
+def kill(runs: Runs, at: int, reference: dict[str, Any], again_at: int = -1) -> str | None:
+    """One run that dies at an operation, and its resume (which may die too)."""
+    name = f"kill-{at}-{again_at}"
+    status, result = runs.fork(lambda: runs.train(name, at))
+    if status != signal.SIGKILL:
+        return f"was not killed: {status} {result}"
+    if wrong := runs.after_death(name):
+        return wrong
+    if again_at >= 0:
+        status, result = runs.fork(lambda: runs.train(name, again_at))
+        if status not in (0, signal.SIGKILL) or (wrong := runs.after_death(name)):
+            return f"second death: {status} {result} {wrong}"
+    return finish(runs, name, reference)
+
+
+def kill_at_random(runs: Runs, index: int, seconds: float, reference: dict[str, Any]) -> str | None:
+    """SIGKILL from outside at a random moment, up to three times."""
+    name, draw = f"random-{index}", random.Random(index)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(_CHILD_S)
+            try:
+                runs.train(name)
+            finally:
+                os._exit(0)
+        time.sleep(draw.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if wrong := runs.after_death(name):
+            return wrong
+    return finish(runs, name, reference)
+
+
+def fill(runs: Runs, at: int, reference: dict[str, Any], error: int) -> str | None:
+    """A disk that is full from an operation on, then room again, then a resume."""
+    name = f"full-{at}"
+    status, result = runs.fork(lambda: runs.train(name, at, "full", error))
+    text = (result or {}).get("refused", "")
+    if status or not result or "error" in result:
+        return f"no clear error: {status} {result}"
+    if text:
+        folder = str(runs.work / name)
+        words = (os.strerror(error), folder, "are free there", "Make room")
+        if result["exit"] != 2 or any(word not in text for word in words):
+            return f"message: {text}"
+        left = [p.name for p in (runs.work / name).rglob(".*")]
+        if left:
+            return f"left behind: {left}"
+    elif result["operations"][at:] != ["write metrics.jsonl"]:  # the very last line says that the run is completed
+        return f"went on as if nothing had happened: {result['operations'][at:]}"
+    if wrong := runs.after_death(name):
+        return wrong
+    return finish(runs, name, reference)
+
+
+def _no_random() -> None:
+    state.RandomState.restore = lambda self: None
+
+
+def _no_optimizer() -> None:
+    resume.restore_optimizer = lambda *a, **k: None
+
+
+def _no_loss() -> None:
+    load = resume.ResumableTrainer._load_rng_state
+
+    def without(self: Any, checkpoint: Any) -> None:
+        kept = self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged
+        load(self, checkpoint)
+        self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = kept
+
+    resume.ResumableTrainer._load_rng_state = without
+
+
+def _no_order() -> None:
+    arguments = fenlei.training.trainer.training_arguments
+
+    def without(*args: Any) -> Any:
+        found = arguments(*args)
+        found.ignore_data_skip = True
+        return found
+
+    fenlei.training.trainer.training_arguments = without
+
+
+def _no_rewind() -> None:
+    run.rewind = lambda path, step: 0
+
+
+_WITHHOLD = {
+    "random": _no_random,
+    "optimizer": _no_optimizer,
+    "loss": _no_loss,
+    "order": _no_order,
+    "record": _no_rewind,
+}
+
+
+def _write_in_place() -> None:
+    """How a checkpoint is often written: file by file where it will be found, and nobody looks whether it is whole."""
+
+    def copy(source: Path, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for file in sorted(source.iterdir()):
+            shutil.copyfile(file, target / file.name)
+
+    checkpoints.replace_folder = copy
+    checkpoints._digest = lambda file: ""
+
+
+def _import_everything() -> None:
+    """What training imports only when it needs it: once here instead of in every fork."""
+    for package in ("data", "evaluation", "inference", "modeling", "prompting", "tracking", "training"):
+        found = importlib.import_module(f"fenlei.{package}")
+        for module in pkgutil.iter_modules(found.__path__, f"{found.__name__}."):
+            importlib.import_module(module.name)
+    for name in ("accelerate", "matplotlib.backends.backend_agg", "matplotlib.figure", "peft", "sklearn.metrics"):
+        importlib.import_module(name)
+
+
+def main() -> None:
+    """Does the job."""
+    torch.set_num_threads(1)
+    _import_everything()
+    gc.freeze()  # the Trainer collects garbage, and in a fork that would touch, and copy, everything imported
+    job = json.load(sys.stdin)
+    runs = Runs(job)
+    status, whole = runs.fork(lambda: runs.train("reference"))
+    assert status == 0
+    assert "error" not in whole, whole
+    reference = json.loads(json.dumps(runs.fork(lambda: runs.outcome("reference"))[1]))
+    assert "error" not in reference, reference
+    count = len(whole["operations"])
+    failures: dict[str, str] = {}
+    done = 0
+
+    def note(name: str, wrong: str | None) -> None:
+        nonlocal done
+        done += 1
+        if wrong:
+            failures[name] = wrong
+        for left in runs.work.glob("*-*"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+
+    runs.withhold = job.get("withhold")
+    # a process that dies before an fsync leaves what one that dies after it leaves: the page cache survives
+    changing = [at for at in range(count) if job.get("all") or not whole["operations"][at].startswith("fsync")]
+    points = changing[job.get("first", 0) :: job.get("stride", 1)]
+    for at in points if job["do"] == "kill" else []:
+        again = random.Random(at).randrange(count) if job.get("twice") else -1
+        note(f"{at}: {whole['operations'][at]}", kill(runs, at, reference, again))
+    for at in points if job["do"] == "full" else []:
+        if whole["operations"][at].split()[0] in ("open", "write", "fsync", "os.mkdir", "tensors"):
+            error = errno.ENOSPC if at % 2 else errno.EDQUOT
+            note(f"{at}: {whole['operations'][at]}", fill(runs, at, reference, error))
+    for index in range(job.get("count", 0)) if job["do"] == "random" else []:
+        note(f"{index}", kill_at_random(runs, index, job["seconds"], reference))
+    json.dump(
+        {"operations": whole["operations"], "reference": reference, "done": done, "failures": failures}, sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)
