@@ -86,8 +86,8 @@ class Clock:
             torch.cuda.reset_peak_memory_stats()
 
     def memory(self) -> dict[str, int]:
-        """Peak bytes so far, of the process and on the GPU."""
-        found = {"peak": peak_memory()}
+        """Bytes: the process now and at its peak so far, and the peak on the GPU."""
+        found = {"now": status_bytes("VmRSS"), "peak": peak_memory()}
         if self.device == "cuda":
             import torch
 
@@ -104,16 +104,23 @@ class Clock:
 
 def peak_memory() -> int:
     """Most resident memory of this process so far, in bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").split("\n"):
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    if found := status_bytes("VmHWM"):
+        return found
     import resource
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def status_bytes(field: str) -> int:
+    """A figure of Linux's `/proc/self/status`; 0 elsewhere."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").split("\n"):
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
 
 
 def run_trainer(job: Job, talk: Talk) -> None:

@@ -52,6 +52,7 @@ def _variant(
         "first_loss": own[0].losses[0] if own[0].losses else None,
         "failed": "; ".join(c.failed for c in own if c.failed),
         "peak_bytes": max(c.peak for c in own) or None,
+        "rest_bytes": max(c.rest for c in own) or None,
         "gpu_peak_bytes": max(c.gpu_peak for c in own) or None,
     }
     if not seconds:
@@ -113,7 +114,9 @@ def matrix_rates(courses: Sequence[Course]) -> dict[str, Any]:
     shapes = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     device = courses[0].ready.get("device_name", "")
     sheet = next((rate for name, rate in DATA_SHEETS.items() if name in device), None)
-    versions = {k: v for k, v in courses[0].ready.items() if k not in ("event", "peak", "gpu_peak", "gpu_reserved")}
+    versions = {
+        k: v for k, v in courses[0].ready.items() if k not in ("event", "now", "peak", "gpu_peak", "gpu_reserved")
+    }
     return {"best": max(shapes.values()), "shapes": shapes, "data_sheet": sheet, **versions}
 
 

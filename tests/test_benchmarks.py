@@ -101,7 +101,7 @@ class TestSameWork:
 
 def course(name, seconds, group=0, method="fenlei", losses=(2.0,), peak=10**9, rates=()):
     job = Job(name, method, TINY, "rows.json", 1, "out", batch_size=16)
-    return Course(job, group, list(seconds), list(losses), {}, peak, 0, list(rates))
+    return Course(job, group, list(seconds), list(losses), peak=peak, rates=list(rates))
 
 
 class TestFigures:

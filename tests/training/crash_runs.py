@@ -1,6 +1,6 @@
 """A program that trains over and over in forked processes and compares the runs that died with one that did not.
 
-``python -m tests.training.crash_runs``, with the job as JSON on its standard input and the findings as JSON on its
+``python -m tests.training.crash_runs``, with the jobs as JSON on its standard input and the findings as JSON on its
 standard output. Importing torch takes seconds and forking nothing, so one such process runs hundreds of faults.
 """
 
@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import random
+import re
 import shutil
 import signal
 import sys
@@ -32,9 +33,11 @@ from fenlei.errors import FenleiError
 from fenlei.training import checkpoints, resume, run, state
 from fenlei.training.checkpoints import CheckpointStore
 from fenlei.training.trainer import ClassifierTrainer
-from tests.training.crash_faults import Operations
+from tests.training.crash_faults import NEEDS_SPACE, Operations
 
 _CHILD_S = 120
+# what a run that did not die did and left, by its settings
+_references: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
 
 class Runs:
@@ -299,46 +302,61 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
+def do(job: dict[str, Any]) -> dict[str, Any]:
+    """Does one job: a run that does not die, and every fault against it."""
+    Path(job["work"]).mkdir()
+    runs = Runs(job)
+    key = json.dumps([job["settings"], runs.naive])
+    if key not in _references:
+        _references[key] = _whole_run(runs)
+    whole, reference = _references[key]
+    runs.withhold = job.get("withhold")
+    failures: dict[str, str] = {}
+    points = _points(job, whole["operations"])
+    for at in points:
+        if job["do"] == "random":
+            wrong = kill_at_random(runs, at, job["seconds"], reference)
+        elif job["do"] == "full":
+            wrong = fill(runs, at, reference, errno.ENOSPC if at % 2 else errno.EDQUOT)
+        else:
+            again = random.Random(at).randrange(len(whole["operations"])) if job.get("twice") else -1
+            wrong = kill(runs, at, reference, again)
+        if wrong:
+            failures[f"{at}: {whole['operations'][at]}" if job["do"] != "random" else str(at)] = wrong
+        for left in runs.work.glob("*-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return {"operations": whole["operations"], "reference": reference, "done": list(points), "failures": failures}
+
+
+def _whole_run(runs: Runs) -> tuple[dict[str, Any], dict[str, Any]]:
+    status, whole = runs.fork(lambda: runs.train("reference"))
+    assert status == 0
+    assert "error" not in whole, whole["error"]
+    reference = json.loads(json.dumps(runs.fork(lambda: runs.outcome("reference"))[1]))
+    assert "error" not in reference, reference["error"]
+    return whole, reference
+
+
+def _points(job: dict[str, Any], operations: list[str]) -> list[int]:
+    """Numbers of the operations at which something is to happen: those that match ``only``, and some of the others."""
+    if job["do"] == "random":
+        return list(range(job["count"]))
+    if job["do"] == "full":
+        able = [at for at, op in enumerate(operations) if op.split()[0] in NEEDS_SPACE - {"os.rename"}]
+    else:
+        # a process that dies before an fsync leaves what one that dies after it leaves: the page cache survives
+        able = [at for at, op in enumerate(operations) if job.get("fsync") or not op.startswith("fsync")]
+    chosen = [at for at in able if re.search(job.get("only", "$^"), operations[at])]
+    stride = job.get("stride", 0)
+    return sorted({*chosen, *(able[::stride] if stride else ())})
+
+
 def main() -> None:
-    """Does the job."""
+    """Does the jobs, ``{name: job}``."""
     torch.set_num_threads(1)
     _import_everything()
     gc.freeze()  # the Trainer collects garbage, and in a fork that would touch, and copy, everything imported
-    job = json.load(sys.stdin)
-    runs = Runs(job)
-    status, whole = runs.fork(lambda: runs.train("reference"))
-    assert status == 0
-    assert "error" not in whole, whole
-    reference = json.loads(json.dumps(runs.fork(lambda: runs.outcome("reference"))[1]))
-    assert "error" not in reference, reference
-    count = len(whole["operations"])
-    failures: dict[str, str] = {}
-    done = 0
-
-    def note(name: str, wrong: str | None) -> None:
-        nonlocal done
-        done += 1
-        if wrong:
-            failures[name] = wrong
-        for left in runs.work.glob("*-*"):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-
-    runs.withhold = job.get("withhold")
-    # a process that dies before an fsync leaves what one that dies after it leaves: the page cache survives
-    changing = [at for at in range(count) if job.get("all") or not whole["operations"][at].startswith("fsync")]
-    points = changing[job.get("first", 0) :: job.get("stride", 1)]
-    for at in points if job["do"] == "kill" else []:
-        again = random.Random(at).randrange(count) if job.get("twice") else -1
-        note(f"{at}: {whole['operations'][at]}", kill(runs, at, reference, again))
-    for at in points if job["do"] == "full" else []:
-        if whole["operations"][at].split()[0] in ("open", "write", "fsync", "os.mkdir", "tensors"):
-            error = errno.ENOSPC if at % 2 else errno.EDQUOT
-            note(f"{at}: {whole['operations'][at]}", fill(runs, at, reference, error))
-    for index in range(job.get("count", 0)) if job["do"] == "random" else []:
-        note(f"{index}", kill_at_random(runs, index, job["seconds"], reference))
-    json.dump(
-        {"operations": whole["operations"], "reference": reference, "done": done, "failures": failures}, sys.stdout
-    )
+    json.dump({name: do(job) for name, job in json.load(sys.stdin).items()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None
 def note_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
     """Writes down what the run is made of, its settings and its identity, and removes what a crash left behind."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    sweep(run_dir)
+    for folder in (run_dir, run_dir / "report"):
+        sweep(folder)
     for unfinished in run_dir.glob(".classifier-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).tidy()
