@@ -179,6 +179,7 @@ def test_pissa_trains_as_in_peft(tiny_model, monkeypatch):
             r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa", lora_dropout=0.0
         ),
     )
+
     def exact(weight, rank, scale):
         u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
         root = (s[:rank] / scale).sqrt()
@@ -299,3 +300,21 @@ def test_settings_that_could_not_be_saved_are_mended(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="temperature"):
         copy.deepcopy(tiny_model).save_pretrained(tmp_path / "a")
     add_adapter(tiny_model, LoraConfig(method="full"), 0).save_pretrained(tmp_path / "b")
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa", "full"])
+def test_activations_computed_again_give_the_same_gradients(half_model, method):
+    from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations
+
+    def gradients(model):
+        model.train()
+        out = model(input_ids=IDS, use_cache=False).logits
+        torch.nn.functional.cross_entropy(out[:, :-1].float().flatten(0, 1), IDS[:, 1:].flatten()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    again = copy.deepcopy(half_model)
+    checkpoint_activations(again)
+    assert checkpoints_activations(again)
+    assert not checkpoints_activations(half_model)
+    expected = gradients(add_adapter(half_model, LoraConfig(method=method), 0))
+    assert torch.equal(gradients(add_adapter(again, LoraConfig(method=method), 0)), expected)

@@ -183,7 +183,7 @@ class TrainingEngine:
                 assert batch.layout is not None
                 with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
                     together = self._losses(batch)
-            bfloat16 = next(self.model.parameters()).dtype != torch.float32
+            bfloat16 = self.model.get_input_embeddings().weight.dtype != torch.float32
             agree = torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
         except (RuntimeError, TypeError, AttributeError) as error:
             if out_of_memory(error):

@@ -1,0 +1,349 @@
+"""Told to stop: what was done is saved in time, the exit code and the record say the truth, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fenlei import TextClassifier
+from fenlei.artifact import read_artifact
+from fenlei.errors import Interrupted
+from fenlei.tracking import Record, TrackerGroup
+from fenlei.training import checkpoints
+from fenlei.training import run as run_module
+from fenlei.training.checkpoints import CheckpointStore
+from tests.training.test_run import deeper
+
+SCORED = {"epochs": 2, "eval_steps": 2, "save_steps": 2, "keep_checkpoints": 9, "early_stopping": 0}
+HANDLERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def lines(run: Path, *events: str) -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").split("\n") if line]
+    return [line for line in found if line["event"] in events]
+
+
+def course(run: Path) -> tuple:
+    """What must not depend on an interruption."""
+    keys = ("event", "step", "loss", "grad_norm", "learning_rate", "macro_f1", "log_loss")
+    record = [[line.get(k) for k in keys] for line in lines(run, "train", "dev", "test")]
+    weights = read_artifact(run).manifest["files"]["adapter/adapter_model.safetensors"]
+    kept = [(c.step, c.dev["log_loss"], c.dev_due) for c in store_of(run).list() if c.dev]
+    return record, weights, kept
+
+
+def store_of(run: Path) -> CheckpointStore:
+    return CheckpointStore(run / "checkpoints", 9)
+
+
+def at_call(patch, owner, name: str, number: int, *numbers_sent: int) -> None:
+    """Sends signals to this process when a function is called for the ``number``-th time."""
+    real, calls = getattr(owner, name), []
+
+    def sending(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            for sent in numbers_sent:
+                signal.raise_signal(sent)
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, sending)
+
+
+@pytest.fixture
+def settings(tiny_settings):
+    return deeper(tiny_settings, data={"dev_fraction": 0.34}, lora={"dropout": 0.1}, train=SCORED)
+
+
+_whole: list[tuple] = []
+
+
+@pytest.fixture
+def whole(tmp_path, train_file, settings):
+    """The course of the run that nobody interrupted; run once."""
+    if not _whole:
+        TextClassifier(config=settings).fit(train_file, out=tmp_path / "whole")
+        _whole.append(course(tmp_path / "whole"))
+    return _whole[0]
+
+
+def stopped(settings: dict, train_file: Path, run: Path, resume: bool = False) -> Interrupted:
+    before = [signal.getsignal(number) for number in HANDLERS]
+    with pytest.raises(Interrupted) as caught:
+        TextClassifier(config=settings).fit(train_file, out=run, resume=resume)
+    assert [signal.getsignal(number) for number in HANDLERS] == before
+    assert [p.name for p in run.rglob(".*")] == []
+    return caught.value
+
+
+def finish(settings: dict, train_file: Path, run: Path) -> tuple:
+    TextClassifier(config=settings).fit(train_file, out=run, resume=True)
+    return course(run)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_in_the_middle_of_a_step(tmp_path, train_file, settings, whole, number, code):
+    from fenlei.training.engine import TrainingEngine
+
+    run, finished = tmp_path / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, TrainingEngine, "_forward_backward", 3, number)
+        patch.setattr(TrackerGroup, "finish", lambda self, status="completed": finished.append(status))
+        error = stopped(settings, train_file, run)
+    assert error.exit_code == code
+    assert finished == ["interrupted"]
+    assert lines(run, "note")[-1]["message"] == "run interrupted"
+    assert "saved at step 3. Go on with" in str(error), "a step that is neither scored nor saved otherwise"
+    assert finish(settings, train_file, run) == whole
+
+
+PLACES = [
+    pytest.param(run_module._Session, "_score", 2, id="in a dev evaluation"),
+    pytest.param(checkpoints, "fsync_tree", 1, id="while saving"),
+    pytest.param(checkpoints, "replace_folder", 2, id="while publishing"),
+    pytest.param(Record, "write", 3, id="while logging"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "number"), PLACES)
+def test_anywhere_else_in_training(tmp_path, train_file, settings, whole, owner, name, number):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, owner, name, number, signal.SIGTERM)
+        assert stopped(settings, train_file, run).exit_code == 143
+    assert store_of(run).latest().step <= 4
+    assert finish(settings, train_file, run) == whole
+
+
+def test_a_dev_evaluation_is_cut_short_and_made_up_for(tmp_path, train_file, settings, whole, monkeypatch):
+    from fenlei.inference import Predictor
+
+    run, scored = tmp_path / "run", []
+    predict = Predictor.predict
+
+    def slow(self, examples, *, progress=None, **kwargs):
+        def batch(done):
+            scored.append(done)
+            if len(scored) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            progress(done)
+
+        return predict(self, examples, progress=batch, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "predict", slow)
+        stopped(deeper(settings, inference={"batch_tokens": 64}), train_file, run)
+    assert len(scored) == 3, "not one batch more"
+    latest = store_of(run).latest()
+    assert (latest.step, latest.dev, latest.dev_due) == (2, None, True)
+    assert lines(run, "dev") == []
+    assert finish(settings, train_file, run) == whole
+    assert store_of(run).list()[0].dev_due is False
+
+
+def test_without_making_up_for_it_a_score_would_be_missing(tmp_path, train_file, settings, whole, monkeypatch):
+    """Negative control."""
+    publish = CheckpointStore.publish
+    monkeypatch.setattr(
+        CheckpointStore, "publish", lambda *args, **kwargs: publish(*args, **{**kwargs, "dev_due": False})
+    )
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, run_module._Session, "_score", 1, signal.SIGTERM)
+        stopped(settings, train_file, run)
+    assert finish(settings, train_file, run) != whole
+
+
+def test_again_while_the_score_is_made_up_for(tmp_path, train_file, settings, whole):
+    run = tmp_path / "run"
+    for resume in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            at_call(patch, run_module._Session, "_score", 1, signal.SIGTERM)
+            stopped(settings, train_file, run, resume)
+        assert (store_of(run).latest().step, store_of(run).latest().dev_due) == (2, True)
+    assert finish(settings, train_file, run) == whole
+
+
+@pytest.mark.parametrize(("owner", "name"), [(checkpoints, "fsync_tree"), (checkpoints, "replace_folder")])
+def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(
+    tmp_path, train_file, settings, whole, owner, name
+):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, owner, name, 2, signal.SIGINT, signal.SIGTERM)
+        assert stopped(settings, train_file, run).exit_code == 143, "the last one counts"
+    assert store_of(run).latest().step == 2
+    assert lines(run, "note")[-1]["message"] == "run interrupted"
+    assert finish(settings, train_file, run) == whole
+
+
+def test_before_the_first_step(tmp_path, train_file, settings):
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, run_module._Session, "load", 1, signal.SIGTERM)
+        patch.setattr(Path, "rglob", lambda *a: [])  # there is no run folder to look into
+        error = stopped(settings, train_file, tmp_path / "run")
+    assert (error.exit_code, str(error)) == (143, "interrupted before the first checkpoint: nothing to resume")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["_take_best", "_save", "_report"])
+def test_after_the_last_step(tmp_path, train_file, settings, whole, name):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, run_module._Session, name, 1, signal.SIGTERM)
+        error = stopped(settings, train_file, run)
+    assert error.exit_code == 143
+    assert "saved at step 6" in str(error)
+    assert finish(settings, train_file, run) == whole
+
+
+def test_in_the_very_last_step(tmp_path, train_file, settings, whole):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, run_module._Session, "_score_dev", 3, signal.SIGTERM)
+        assert stopped(settings, train_file, run).exit_code == 143, (
+            "the rest of the run may take longer than is granted"
+        )
+    assert (store_of(run).latest().step, store_of(run).latest().dev_due) == (6, True)
+    assert not (run / "classifier").exists()
+    assert finish(settings, train_file, run) == whole
+
+
+def test_training_in_another_thread_takes_no_signal_away(tmp_path, train_file, settings):
+    seen = []
+
+    def train():
+        TextClassifier(config=settings).fit(train_file, out=tmp_path / "run")
+        seen.append([signal.getsignal(number) for number in HANDLERS])
+
+    before = [signal.getsignal(number) for number in HANDLERS]
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+# real processes, through the command
+
+SLOW_STEPS = """
+import time
+from fenlei.training.engine import TrainingEngine
+step = TrainingEngine.step
+def slow(self, rows):
+    print("in a step", flush=True)
+    time.sleep(600)
+    return step(self, rows)
+"""
+FROM_THE_THIRD = """
+count = [0]
+def third(self, rows):
+    count[0] += 1
+    return (slow if count[0] == 3 else step)(self, rows)
+TrainingEngine.step = third
+"""
+STUCK_AT_THE_END = """
+from fenlei.tracking import TrackerGroup
+def stuck(self, status="completed"):
+    print("stuck", flush=True)
+    time.sleep(600)
+TrackerGroup.finish = stuck
+"""
+
+
+def start(code: str, folder: Path, tiny_folder: Path, *more: str, **how) -> subprocess.Popen:
+    train = folder / "train.jsonl"
+    command = [
+        "train", "--train", str(train), "--model", str(tiny_folder), "--out", str(folder / "run"),
+        "model.dtype=float32", "model.device=cpu", "prompt.max_length=256", "train.epochs=4000", "train.batch_size=4",
+        "tracking.trackers=[]", "train.save_steps=2", "data.dev_fraction=0", *more,
+    ]  # fmt: skip
+    main = f"import sys\nsys.argv = ['fenlei', *{command!r}]\n{code}\nfrom fenlei.cli import main\nmain()"
+    return subprocess.Popen([sys.executable, "-c", main], cwd=folder, text=True, **how)
+
+
+def wait_for(stream, words: str) -> None:
+    for line in stream:
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} was never said")
+
+
+def test_sigterm_to_the_command_then_resume(tmp_path, train_file, tiny_folder):
+    """A scheduler's SIGTERM, in a process that ignores SIGHUP as under nohup."""
+    process = start(
+        "",
+        tmp_path,
+        tiny_folder,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    wait_for(process.stderr, "step 10/")
+    process.send_signal(signal.SIGHUP)
+    wait_for(process.stderr, "step 30/")
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - told < 30
+    assert process.returncode == 143, err
+    assert "SIGTERM: finishing this step and saving" in err
+    assert "Go on with: fenlei train --out" in err
+    assert "Traceback" not in err
+    run = tmp_path / "run"
+    saved = store_of(run).latest().step
+    assert saved >= 30
+    assert lines(run, "note")[-1]["message"] == "run interrupted"
+    command = [sys.executable, "-m", "fenlei", "train", "--out", str(run), "--resume", f"train.max_steps={saved + 2}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"trained {saved + 2} steps" in done.stdout
+    assert store_of(run).latest().step == saved + 2
+
+
+def test_a_second_and_a_third_sigterm_do_not_wait(tmp_path, train_file, tiny_folder):
+    code = SLOW_STEPS + FROM_THE_THIRD + STUCK_AT_THE_END
+    process = start(code, tmp_path, tiny_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(process.stdout, "in a step")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process.stderr, "SIGTERM: finishing this step")
+    assert process.poll() is None, "the step is not finished"
+    process.send_signal(signal.SIGTERM)
+    wait_for(process.stdout, "stuck")
+    assert lines(tmp_path / "run", "note")[-1]["message"] == "run interrupted"
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert time.monotonic() - told < 5
+    assert store_of(tmp_path / "run").latest().step == 2
+
+
+def test_a_closed_terminal(tmp_path, train_file, tiny_folder):
+    """The terminal goes away: SIGHUP, and every further write to it fails."""
+    ours, theirs = pty.openpty()
+
+    def take_terminal():
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = start("", tmp_path, tiny_folder, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal)
+    os.close(theirs)
+    shown = b""
+    # on a terminal there is a bar instead of lines
+    while b"rows/s" not in shown:
+        shown += os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(timeout=60) == 129
+    run = tmp_path / "run"
+    assert store_of(run).latest() is not None
+    assert lines(run, "note")[-1]["message"] == "run interrupted"
