@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fenlei import TextClassifier
-from fenlei.artifact import read_json, sha256_of, write_json
+from fenlei.artifact import read_artifact, read_json, sha256_of, write_json
 from fenlei.errors import ArtifactError, FenleiError, TrainingError
 from fenlei.training import checkpoints
 from fenlei.training.checkpoints import MANIFEST
@@ -132,6 +132,7 @@ def test_the_canary_sings(tmp_path):
     assert (tmp_path / CANARY).exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_the_trainer_alone_would_open_pickles(interrupted, train_file, tmp_path, monkeypatch):
     """Negative control: what our own methods stand in front of."""
     from transformers import Trainer
@@ -367,3 +368,36 @@ def test_the_estimate_is_close_to_what_a_checkpoint_takes(interrupted, tiny_fold
     assert tensors < actual < tensors + _SMALL_FILES
     files = ("adapter_model.safetensors", "optimizer.safetensors")
     assert sum((newest / f).stat().st_size for f in files) == pytest.approx(tensors, rel=0.2)
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [("lora", "bfloat16"), ("dora", "float32"), ("pissa", "bfloat16"), ("full", "float32"), ("full", "bfloat16")],
+)
+def test_every_method_goes_on_exactly(tmp_path, train_file, tiny_settings, method, dtype):
+    settings = deeper(
+        tiny_settings,
+        model={"dtype": dtype},
+        lora={"method": method, "dropout": 0.1 if method != "full" else 0.0, "r": 4},
+        train={"max_steps": 5, "save_steps": 1, "learning_rate": 1e-3},
+        speed={"adapter_dtype": "float32"},  # "auto" takes what is faster at the moment, and two runs are compared here
+    )
+    TextClassifier(config=settings).fit(train_file, out=tmp_path / "whole")
+    publish = checkpoints.CheckpointStore.publish
+
+    def publish_and_die(self, folder, step, *args, **kwargs):
+        publish(self, folder, step, *args, **kwargs)
+        if step == 2:
+            raise PowerCut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.CheckpointStore, "publish", publish_and_die)
+        with pytest.raises(PowerCut):
+            TextClassifier(config=settings).fit(train_file, out=tmp_path / "cut")
+    resume(tmp_path / "cut", settings, train_file)
+    whole, cut = (read_artifact(tmp_path / run).manifest["files"] for run in ("whole", "cut"))
+    assert whole == cut

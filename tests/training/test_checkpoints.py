@@ -188,6 +188,10 @@ def test_a_damaged_checkpoint_is_replaced_and_what_stood_aside_is_used_until_the
     assert store.latest().path == durable.aside(target), "a crash between the two renames"
     target.mkdir()
     assert store.latest().path == durable.aside(target)
+    store.tidy()
+    assert store.latest().path == target
+    os.replace(target, durable.aside(target))
+    target.mkdir()
     write(store, 2, content=b"newer")
     assert names(store) == ["step-00000002"]
     assert (store.latest().path / "adapter_model.safetensors").read_bytes() == b"newer"

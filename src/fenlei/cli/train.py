@@ -110,7 +110,8 @@ def describe_settings() -> str:
                 walk(kind, f"{prefix}{name}.")
                 continue
             default = field.get_default(call_default_factory=True)
-            lines.append(f"{prefix}{name}={default}\n    {field.description or ''}")
+            help_text = " ".join((field.description or "").split())  # a docstring may run over lines
+            lines.append(f"{prefix}{name}={default}\n    {help_text}")
 
     walk(RunConfig, "")
     return "\n".join(lines)

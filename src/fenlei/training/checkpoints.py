@@ -184,8 +184,13 @@ class CheckpointStore:
         return Checkpoint(target, step, dev, dev_due, engine or {}, tuple(files))
 
     def tidy(self) -> None:
-        """Removes what a crash left: half a checkpoint, and old ones that were to be removed."""
+        """Puts in order what a crash left: half a checkpoint, one that stood aside, an old one too many."""
         self.clear_staging()
+        for checkpoint in self.list():
+            target = self.folder / f"step-{checkpoint.step:08d}"
+            if checkpoint.path != target:
+                remove_folder(target)  # damaged, or it would have been listed
+                os.replace(checkpoint.path, target)
         self._prune()
 
     def clear_staging(self) -> None:

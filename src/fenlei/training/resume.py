@@ -96,6 +96,7 @@ class ResumableTrainer(Trainer):
             found, state = self._resumed
             restore_optimizer(state, model=self.model, optimizer=self.optimizer, folder=found.path)
             restore_scheduler(state, self.lr_scheduler)
+            self._resumed = (found, dataclasses.replace(state, optimizer={}))  # as large as twice the trained weights
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Only float16 training would have one, and that is not offered."""
@@ -134,7 +135,7 @@ class ResumableTrainer(Trainer):
         """Scoring may have drawn random numbers: what was just saved is what the next step starts from."""
         latest = self.store.latest()
         assert latest is not None
-        self._resumed = (latest, read_state(latest.path))
+        self._resumed = (latest, dataclasses.replace(read_state(latest.path), optimizer={}))
 
 
 def _require_trainer_state(checkpoint: Checkpoint) -> None:

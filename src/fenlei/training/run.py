@@ -133,8 +133,9 @@ def _run(
     session.load()
     require_space(session.model, run_dir, config.train.keep_checkpoints)
     with sole_user(run_dir):  # nothing is written before everything that can be refused has been
-        checkpoint = open_run(config, run_dir, resume=resume)
+        open_run(config, run_dir, resume=resume)  # another process may have been here meanwhile
         note_run(config, data, run_dir)
+        checkpoint = store.latest() if resume else None
         if before_training is not None:
             before_training(session.predictor)
         return session.run(rows, checkpoint, started)
