@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -241,4 +242,6 @@ def _draw(folder: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # `timeout` and job schedulers end a command so: the measured processes must go too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM; what was measured is in the --json file"))
     main()

@@ -115,7 +115,7 @@ def _tutorial(job: Job, pace: Any) -> Any:
     return Trainer(
         model=model,
         args=TrainingArguments(
-            **_arguments(job, min(TUTORIAL_BATCH, job.batch_size)),
+            **_arguments(job, min(job.settings.get("micro_batch", TUTORIAL_BATCH), job.batch_size)),
             learning_rate=job.settings.get("learning_rate", 1e-4),
             gradient_checkpointing=checkpointing,
         ),
