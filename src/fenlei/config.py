@@ -85,13 +85,16 @@ class PromptConfig(_Part):
     preset: Literal["zh", "en", "tutorial-zh", "custom"] = "zh"
     """Wording of the prompt; `custom` needs `prompt.user`."""
     system: str | None = None
-    """Jinja template of the system turn (`candidates`, `descriptions`); only with preset `custom`."""
+    """Jinja template of the system turn (`candidates`, `options`, `descriptions`); only with preset `custom`."""
     user: str | None = None
     """Jinja template of the user turn; must contain `{{ text }}` exactly once; only with preset `custom`."""
     max_length: int = Field(default=384, ge=16)
     """Most tokens of prompt and answer together; only the text is shortened to fit."""
     truncation: Literal["head", "tail", "head_tail"] = "head"
     """Which part of a text that is too long is kept."""
+    answer: Literal["name", "code"] = "name"
+    """What the model answers with: the label's `name`, or a `code` of one token (A, B, ...) that the prompt lists beside
+    each label."""
 
     @model_validator(mode="after")
     def _custom_needs_user(self) -> PromptConfig:
@@ -99,6 +102,12 @@ class PromptConfig(_Part):
             raise ValueError("preset 'custom' needs a template in prompt.user")
         if self.preset != "custom" and (self.system is not None or self.user is not None):
             raise ValueError("prompt.system and prompt.user are used only with prompt.preset=custom")
+        if self.preset == "tutorial-zh" and self.answer == "code":
+            # its wording is the tutorial's letter for letter and asks for the type itself: with codes it would be
+            # another preset under the same name
+            raise ValueError(
+                "prompt.answer=code: the preset tutorial-zh has no place for codes; take prompt.preset=zh, en or custom"
+            )
         return self
 
 
