@@ -3,7 +3,7 @@
     classifier/
       manifest.json      written last: versions, base model, sha256 of every other file
       labels.json        names, descriptions, aliases
-      prompt.json        templates, length, truncation, rule for candidates
+      prompt.json        templates, length, truncation, rule for candidates, codes of the labels
       calibration.json   temperature
       adapter/           LoRA weights (safetensors) and their configuration; or
       model/             the whole model, where its own weights were trained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,6 +133,28 @@ class TextClassifier:
         self.manifest = read_artifact(self._folder).manifest
         return self
 
+    def add_labels(self, names: Sequence[str], descriptions: Mapping[str, str] | None = None) -> TextClassifier:
+        """A classifier that chooses among more labels, without training.
+
+        It shares the model with this one, which stays as it is, so both can be used side by side and none changes its
+        answers under another thread. The new labels come after the old ones in :attr:`classes_`; rows with candidates
+        of their own keep those. :meth:`save` keeps the new labels.
+
+        Args:
+            names: the new labels.
+            descriptions: what they mean (label -> text), for the prompts that show it.
+
+        Raises:
+            DataError: a label is there already or differs from one only in white space, width or case.
+            ConfigError: a label becomes the same tokens as another one, or there are no more codes
+                (``prompt.answer=code``).
+        """
+        predictor = copy.copy(self._ready())
+        predictor.encoder = predictor.encoder.with_labels(names, descriptions)
+        added = copy.copy(self)
+        added._predictor = predictor
+        return added
+
     def classify(
         self,
         texts: Sequence[str] | Sequence[Example],
@@ -231,11 +254,16 @@ class TextClassifier:
         Raises:
             ArtifactError: the place is taken by something else.
         """
-        self._ready()
+        encoder = self._ready().encoder
         assert self._folder is not None
         artifact = read_artifact(self._folder)
+        labels, prompt = encoder.labels.to_dict(), dict(artifact.prompt)
+        if encoder.codes:
+            prompt["codes"] = encoder.codes
         if Path(path).resolve() == artifact.path.resolve():
-            return artifact.path
+            if labels == artifact.labels:
+                return artifact.path
+            raise ArtifactError(f"{path}: holds the classifier without the added labels; save to another place")
 
         def save_weights(folder: Path) -> None:
             for part in (artifact.weights, TOKENIZER):
@@ -243,8 +271,8 @@ class TextClassifier:
 
         return write_artifact(
             path,
-            labels=artifact.labels,
-            prompt=artifact.prompt,
+            labels=labels,
+            prompt=prompt,
             calibration=artifact.calibration,
             base_model=artifact.manifest["base_model"],
             save_weights=save_weights,
@@ -330,7 +358,13 @@ def _load_predictor(
     from fenlei.prompting import PromptEncoder
 
     tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
-    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat)
+    codes = artifact.prompt.get("codes")
+    if config.prompt.answer == "code" and (not isinstance(codes, dict) or set(codes) != set(labels.names)):
+        raise ArtifactError(
+            f"{artifact.path}: prompt.answer=code, but prompt.json does not give every label a code; "
+            "load it with the prompt settings that it was trained with"
+        )
+    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat, codes)
     model: Any
     if artifact.weights == ADAPTER:
         folder = _find_base(artifact, config)

@@ -1,6 +1,6 @@
-"""One function from (text, candidates) to token ids.
+"""One way from (text, candidates) to token ids.
 
-Training, evaluation, prediction and serving all call :meth:`PromptEncoder.encode`; none has a copy. A prompt is
+Training, evaluation, prediction and serving all use :class:`PromptEncoder`; none has a copy. A prompt is
 
     [chat template + system turn + user turn before the text] [text] [user turn after the text + chat template]
 
@@ -10,22 +10,23 @@ first part's ids exactly, whatever their text.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fenlei.config import PromptConfig
 from fenlei.data.example import Example
+from fenlei.data.labels import LabelSet
 from fenlei.errors import ConfigError, DataError
 from fenlei.prompting.chat import ChatFrame, chat_frame
-from fenlei.prompting.plain import PlainTokenizer
+from fenlei.prompting.codes import assign_codes
+from fenlei.prompting.plain import PlainTokenizer, Tokens
 from fenlei.prompting.templates import render, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from fenlei.data.labels import LabelSet
 
 _FRAMES_KEPT = 4096
 # Stands where the middle of a text was left out, so that the model does not read the two ends as one sentence.
@@ -67,9 +68,12 @@ class PromptEncoder:
         labels: all labels; ``labels.descriptions`` are shown by the presets that have a place for them.
         candidates: ``"row"``: a row's own candidates where it has them; ``"all"``: always the whole label set.
         chat: the chat frame as a classifier folder stored it; read off the tokenizer by default.
+        codes: label -> code, as a classifier folder stored them; labels without one get a fresh one. Only with
+            ``config.answer == "code"``.
 
     Raises:
-        ConfigError: a template does not fit, or two labels become the same answer ids.
+        ConfigError: a template does not fit, two labels become the same answer ids, or the tokenizer has too few
+            single tokens for codes.
         ModelError: the tokenizer is not fast or its chat template does not render.
     """
 
@@ -80,19 +84,55 @@ class PromptEncoder:
         labels: LabelSet,
         candidates: Literal["row", "all"] = "row",
         chat: ChatFrame | None = None,
+        codes: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
-        self.labels = labels
         self.candidates = candidates
         self._tokenizer = tokenizer
         self._template = template_of(config)
         self._plain = PlainTokenizer(tokenizer)
         self.chat = chat or chat_frame(tokenizer, with_system=bool(self._template.system.strip()))
+        self._ellipsis = self._plain.encode(_ELLIPSIS)
+        self._set_labels(labels, codes)
+
+    def _set_labels(self, labels: LabelSet, codes: Mapping[str, str] | None) -> None:
+        self.labels = labels
+        self.codes: dict[str, str] = {}
+        if self.config.answer == "code":
+            self.codes = assign_codes(labels.names, self._single_token, codes)
         self._answers: dict[str, tuple[int, ...]] = {}
+        self._answered: dict[tuple[int, ...], str] = {}
         self._frames: OrderedDict[tuple[tuple[str, ...], str | None], _Frame] = OrderedDict()
-        self._ellipsis = self._plain.encode(_ELLIPSIS)[0]
         for label in labels:
             self.answer_ids(label)
+
+    def with_labels(self, names: Sequence[str], descriptions: Mapping[str, str] | None = None) -> PromptEncoder:
+        """An encoder with more labels, added after those that are there; this one stays as it is.
+
+        Every label keeps its answer and, with ``config.answer == "code"``, its code; the new ones get fresh codes. Rows
+        that bring candidates of their own keep those, all other rows choose among the new labels too.
+
+        Args:
+            names: the new labels.
+            descriptions: what they mean (label -> text).
+
+        Raises:
+            DataError: a name is there already, differs from another only in white space, width or case, is an alias,
+                or a description belongs to none of them.
+            ConfigError: a new label becomes the same tokens as another one, or there are no more codes.
+        """
+        if isinstance(names, str):
+            raise DataError(f"expected a list of labels, found one string: put it into a list, [{names!r}]")
+        others = [name for name in descriptions or {} if name not in names]
+        if others:
+            raise DataError(f"description of {others[0]!r}, which is not among the new labels {list(names)}")
+        old = self.labels
+        labels = LabelSet(
+            (*old.names, *names), descriptions={**old.descriptions, **(descriptions or {})}, aliases=old.aliases
+        )
+        made = copy.copy(self)
+        made._set_labels(labels, self.codes)
+        return made
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -100,19 +140,27 @@ class PromptEncoder:
         return self._plain.control_ids
 
     def answer_ids(self, label: str) -> tuple[int, ...]:
-        """The ids the model must produce for a label, the end of its turn included.
+        """The ids the model must produce for a label (its name or its code), the end of its turn included.
 
         Raises:
             ConfigError: another label has the same ids, so no score could tell the two apart.
+            DataError: answers are codes and the label has none, as it is not in the label set.
         """
         found = self._answers.get(label)
         if found is None:
-            found = (*self._plain.encode(label)[0], *self.chat.turn_end)
-            twin = next((name for name, ids in self._answers.items() if ids == found), None)
-            if twin is not None:
+            if self.codes and label not in self.codes:
+                raise DataError(self.labels.unknown(label))
+            found = (*self._plain.encode(self.codes.get(label, label)), *self.chat.turn_end)
+            twin = self._answered.setdefault(found, label)
+            if twin != label:
                 raise ConfigError(f"labels {twin!r} and {label!r} become the same tokens; rename one")
             self._answers[label] = found
         return found
+
+    def _single_token(self, text: str) -> int | None:
+        """The token that an answer becomes if it is exactly one."""
+        ids = self._plain.encode(text)
+        return ids[0] if len(ids) == 1 else None
 
     def candidates_of(self, example: Example) -> tuple[tuple[str, ...], str | None]:
         """The candidates of a row by the run's rule, and their wording in the file if the row's own are used.
@@ -138,23 +186,47 @@ class PromptEncoder:
             ConfigError: ``max_length`` leaves no room for any text.
         """
         names = tuple(dict.fromkeys(candidates)) if candidates is not None else self.labels.names
-        frame = self._frame(names, candidates_text)
-        ids, offsets = self._plain.encode(text)
-        truncated = len(ids) > frame.budget
-        if truncated:
-            ids = self._shorten(ids, offsets, frame.budget)
-        return EncodedPrompt(
-            input_ids=[*frame.prefix, *ids, *frame.suffix],
-            prefix_length=len(frame.prefix),
-            text_length=len(ids),
-            truncated=truncated,
-            candidates=names,
-        )
+        return self._encode([text], [(names, candidates_text)])[0]
 
-    def encode_example(self, example: Example) -> EncodedPrompt:
-        """The prompt for a row, with the candidates that the run's rule gives it."""
-        names, wording = self.candidates_of(example)
-        return self.encode(example.text, names, candidates_text=wording)
+    def encode_example(self, example: Example, candidates: Sequence[str] | None = None) -> EncodedPrompt:
+        """The prompt for a row; see :meth:`encode_examples`."""
+        return self.encode_examples([example], candidates)[0]
+
+    def encode_examples(
+        self, examples: Sequence[Example], candidates: Sequence[str] | None = None
+    ) -> list[EncodedPrompt]:
+        """The prompts for rows, in order; the texts are tokenized together, in parallel and without the GIL.
+
+        Args:
+            examples: rows; the prompt of each is the same whatever its neighbours.
+            candidates: the labels that every row may take; by default those that the run's rule gives it.
+
+        Raises:
+            ConfigError: ``max_length`` leaves no room for any text.
+            DataError: a row's candidate is not in the label set.
+        """
+        if candidates is None:
+            choices = [self.candidates_of(example) for example in examples]
+        else:
+            choices = [(tuple(dict.fromkeys(candidates)), None)] * len(examples)
+        return self._encode([example.text for example in examples], choices)
+
+    def _encode(
+        self, texts: Sequence[str], choices: Sequence[tuple[tuple[str, ...], str | None]]
+    ) -> list[EncodedPrompt]:
+        """The prompts of texts with (candidates, their wording or None) for each."""
+        frames = [self._frame(*choice) for choice in choices]
+        kept = self._fit(texts, [frame.budget for frame in frames])
+        return [
+            EncodedPrompt(
+                input_ids=[*frame.prefix, *ids, *frame.suffix],
+                prefix_length=len(frame.prefix),
+                text_length=len(ids),
+                truncated=truncated,
+                candidates=names,
+            )
+            for frame, (ids, truncated), (names, _) in zip(frames, kept, choices, strict=True)
+        ]
 
     def encode_training(self, example: Example) -> tuple[EncodedPrompt, tuple[int, ...]]:
         """The prompt of a row and the answer that belongs to it; together at most ``max_length`` ids.
@@ -185,16 +257,16 @@ class PromptEncoder:
         if not names:
             raise ConfigError("a prompt needs at least one candidate")
         system, before, after = render(
-            self._template, names, candidates_text=wording, descriptions=self.labels.descriptions
+            self._template, names, candidates_text=wording, descriptions=self.labels.descriptions, codes=self.codes
         )
         chat = self.chat
         prefix = (
             *self._control(chat.before_system),
-            *self._plain.encode(system)[0],
+            *self._plain.encode(system),
             *self._control(chat.between),
-            *self._plain.encode(before)[0],
+            *self._plain.encode(before),
         )
-        suffix = (*self._plain.encode(after)[0], *self._control(chat.after_user))
+        suffix = (*self._plain.encode(after), *self._control(chat.after_user))
         # room for the longest answer, so that a row gets the same prompt with and without its label
         answer = max(len(self.answer_ids(name)) for name in names)
         budget = self.config.max_length - len(prefix) - len(suffix) - answer
@@ -212,29 +284,38 @@ class PromptEncoder:
             return []
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _shorten(self, ids: list[int], offsets: list[tuple[int, int]], budget: int) -> list[int]:
+    def _fit(self, texts: Sequence[str], budgets: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """The ids of each text, shortened to its budget, and whether they were shortened."""
+        ends = [self._plain.encode_ends(text, budget) for text, budget in zip(texts, budgets, strict=True)]
+        pieces = [piece for text, pair in zip(texts, ends, strict=True) for piece in pair or (text,)]
+        tokens = iter(self._plain.encode_batch(pieces))
+        kept = []
+        for text, pair, budget in zip(texts, ends, budgets, strict=True):
+            first = last = next(tokens)
+            if pair is not None:
+                last = next(tokens)
+                if min(len(first.ids), len(last.ids)) <= budget:  # many characters a token: the ends are too short
+                    first = last = self._plain.encode_batch([text])[0]
+            if len(first.ids) > budget:
+                kept.append((self._shorten(first, last, budget), True))
+            else:
+                kept.append((first.ids, False))
+        return kept
+
+    def _shorten(self, first: Tokens, last: Tokens, budget: int) -> list[int]:
+        """At most ``budget`` ids of a text.
+
+        Args:
+            first: begins with the text's first ``budget + 1`` tokens at least.
+            last: ends with its last ``budget + 1`` tokens at least.
+            budget: tokens that there is room for.
+        """
         kind = self.config.truncation
-        if kind == "head":
-            return ids[: _cut_end(offsets, budget)]
-        if kind == "tail":
-            return ids[_cut_start(offsets, len(ids) - budget) :]
         room = budget - len(self._ellipsis)
-        if room < 2:  # no place for two ends and a mark
-            return ids[: _cut_end(offsets, budget)]
-        head = ids[: _cut_end(offsets, room - room // 2)]
-        tail = ids[_cut_start(offsets, len(ids) - room // 2) :]
+        if kind == "tail":
+            return last.ids[last.cut_start(len(last.ids) - budget) :]
+        if kind == "head" or room < 2:  # no place for two ends and a mark
+            return first.ids[: first.cut_end(budget)]
+        head = first.ids[: first.cut_end(room - room // 2)]
+        tail = last.ids[last.cut_start(len(last.ids) - room // 2) :]
         return [*head, *self._ellipsis, *tail]
-
-
-def _cut_end(offsets: list[tuple[int, int]], end: int) -> int:
-    """Largest cut at or before ``end`` that splits no character (byte-level tokens may hold a third of one)."""
-    while 0 < end < len(offsets) and offsets[end][0] < offsets[end - 1][1]:
-        end -= 1
-    return end
-
-
-def _cut_start(offsets: list[tuple[int, int]], start: int) -> int:
-    """Smallest cut at or after ``start`` that splits no character."""
-    while 0 < start < len(offsets) and offsets[start][0] < offsets[start - 1][1]:
-        start += 1
-    return start

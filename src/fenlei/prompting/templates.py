@@ -1,9 +1,15 @@
 """The wording of a prompt: two Jinja templates, rendered in a sandbox.
 
-A template sees ``text`` (the user turn only), ``candidates`` (list of labels), ``candidates_text`` (the candidates as
-the data file wrote them, else as Python prints the list) and ``descriptions`` (label -> meaning, for the candidates
-that have one). Nothing in a template or in the data can run code: templates are rendered by Jinja's
-``ImmutableSandboxedEnvironment``.
+A template sees
+
+- ``text`` (the user turn only);
+- ``candidates``: list of labels;
+- ``candidates_text``: the candidates as the data file wrote them, else as Python prints the list;
+- ``descriptions``: label -> meaning, for the candidates that have one;
+- ``options``: for each candidate its ``code``, ``label`` and ``description``. The code is what the model answers: with
+  ``prompt.answer=name`` it is the label itself.
+
+Nothing in a template or in the data can run code: templates are rendered by Jinja's ``ImmutableSandboxedEnvironment``.
 """
 
 from __future__ import annotations
@@ -59,12 +65,59 @@ PRESET_TEMPLATES: dict[str, PromptTemplate] = {
     ),
 }
 
+# The same with prompt.answer=code. The preset tutorial-zh has no such form: its wording is the tutorial's.
+CODE_TEMPLATES: dict[str, PromptTemplate] = {
+    "zh": PromptTemplate(
+        system="你是文本分类专家。请阅读文本，从给出的类别中选出最符合其内容的一个，只输出类别的代码。",
+        user=(
+            "类别：\n"
+            "{% for o in options %}{{ o.code }}. {{ o.label }}"
+            "{% if o.description %}：{{ o.description }}{% endif %}\n{% endfor %}"
+            "文本：{{ text }}"
+        ),
+    ),
+    "en": PromptTemplate(
+        system=(
+            "You are an expert in text classification. Read the text, choose the one class that fits it best, "
+            "and answer with the code of the class only."
+        ),
+        user=(
+            "Classes:\n"
+            "{% for o in options %}{{ o.code }}. {{ o.label }}"
+            "{% if o.description %}: {{ o.description }}{% endif %}\n{% endfor %}"
+            "Text: {{ text }}"
+        ),
+    ),
+}
+
 
 def template_of(config: PromptConfig) -> PromptTemplate:
-    """The templates that a configuration asks for."""
+    """The templates that a configuration asks for.
+
+    Raises:
+        ConfigError: the model is to answer with codes that the template does not show, or it does not parse.
+    """
     if config.preset == "custom":
-        return PromptTemplate(system=config.system or "", user=config.user or "")
-    return PRESET_TEMPLATES[config.preset]
+        template = PromptTemplate(system=config.system or "", user=config.user or "")
+        if config.answer == "code" and not _uses_options(template):
+            raise ConfigError(
+                "prompt.answer=code: the template never shows the codes; list them in prompt.user, e.g. "
+                "{% for o in options %}{{ o.code }}. {{ o.label }}\\n{% endfor %}"
+            )
+        return template
+    return (CODE_TEMPLATES if config.answer == "code" else PRESET_TEMPLATES)[config.preset]
+
+
+def _uses_options(template: PromptTemplate) -> bool:
+    from jinja2 import TemplateError, meta
+
+    for where, source in (("prompt.system", template.system), ("prompt.user", template.user)):
+        try:
+            if "options" in meta.find_undeclared_variables(_environment().parse(source)):
+                return True
+        except TemplateError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return False
 
 
 def render(
@@ -73,8 +126,16 @@ def render(
     *,
     candidates_text: str | None = None,
     descriptions: Mapping[str, str] | None = None,
+    codes: Mapping[str, str] | None = None,
 ) -> tuple[str, str, str]:
     """Renders both turns around the place of the text.
+
+    Args:
+        template: the wording.
+        candidates: the labels to choose from.
+        candidates_text: their wording where the data file gave one.
+        descriptions: label -> meaning.
+        codes: label -> what the model answers; the label itself by default.
 
     Returns:
         The system turn, the user turn before the text, and the user turn after the text.
@@ -82,10 +143,12 @@ def render(
     Raises:
         ConfigError: a template does not parse, uses an unknown name, or does not hold ``{{ text }}`` exactly once.
     """
+    descriptions, codes = descriptions or {}, codes or {}
     values = {
         "candidates": list(candidates),
         "candidates_text": candidates_text if candidates_text is not None else str(list(candidates)),
-        "descriptions": {c: descriptions[c] for c in candidates if c in descriptions} if descriptions else {},
+        "descriptions": {c: descriptions[c] for c in candidates if c in descriptions},
+        "options": [{"code": codes.get(c, c), "label": c, "description": descriptions.get(c, "")} for c in candidates],
     }
     system = _render_one("prompt.system", template.system, values)
     user = _render_one("prompt.user", template.user, {**values, "text": TEXT_MARK})
@@ -105,7 +168,7 @@ def _render_one(where: str, source: str, values: Mapping[str, object]) -> str:
         return _environment().from_string(source).render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
-            f"{where}: {error}; a template may use text, candidates, candidates_text and descriptions"
+            f"{where}: {error}; a template may use text, candidates, candidates_text, descriptions and options"
         ) from None
 
 

@@ -57,6 +57,8 @@ def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None
         TrainingError: model, prompt, adapter, labels or training rows are not those of the run.
     """
     identity, stored = _identity(config, data), read_json(run_dir / _IDENTITY)
+    # a run that began before there was this setting had its default
+    stored = {"prompt.answer": "name", **stored}
     changed = [key for key in identity if stored.get(key) != identity[key]]
     if changed:
         listed = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(identity[key])}" for key in changed)

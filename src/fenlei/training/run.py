@@ -356,6 +356,8 @@ def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
         "columns": {name: value for name in columns if (value := getattr(config.data, name)) is not None},
         # as rendered: some chat templates write today's date, and a tokenizer's template may change
         "chat": encoder.chat.to_dict(),
+        # a label keeps its code, whatever a later version would choose
+        **({"codes": encoder.codes} if encoder.codes else {}),
     }
 
 
