@@ -51,6 +51,14 @@ def unfuse(model: Any) -> None:
     """Takes all replacements out again."""
     for module in model.modules():
         module.__dict__.pop("forward", None)
+        module.__dict__.pop("fenlei_shared", None)
+
+
+def forget(model: Any) -> None:
+    """Drops outputs that were computed ahead in a forward pass that failed: they hold all of its activations."""
+    for module in model.modules():
+        if (shared := module.__dict__.get("fenlei_shared")) is not None:
+            shared.forget()
 
 
 def _mlps(model: Any) -> list[Any]:
@@ -102,6 +110,9 @@ class _SharedInput:
         self._input: Any = None
         self._ready: dict[int, Any] = {}
 
+    def forget(self) -> None:
+        self._input, self._ready = None, {}
+
     def forward_of(self, index: int) -> Callable[..., Any]:
         def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
             if self._input is x and index in self._ready and not args and not kwargs:
@@ -129,7 +140,7 @@ def _fuse_projections(attention: Any, dtype: torch.dtype) -> int:
             continue
         shared = _SharedInput(layers, dtype)
         for index, layer in enumerate(layers):
-            layer.forward = shared.forward_of(index)
+            layer.forward, layer.fenlei_shared = shared.forward_of(index), shared
             replaced += 1
     return replaced
 

@@ -13,7 +13,7 @@ import torch
 
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
-from fenlei.modeling.fuse import fuse
+from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
 from fenlei.modeling.packed import PackedState, attention_modules
 from fenlei.training.calibration import adapter_dtype
@@ -23,6 +23,8 @@ from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch,
 _CPU_TOKENS = 768
 _GPU_TOKENS = (2048, 4096, 8192, 16384)
 _MOST_GPU_MEMORY = 0.85
+# CUDA; torch's allocator on Windows, and on Linux and macOS; cuBLAS for its workspace
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 class TrainingEngine:
@@ -58,7 +60,9 @@ class TrainingEngine:
         self._measured = self.device.type == "cpu" or config.train.micro_batch_tokens or "micro_batch_tokens" in state
         self.adapter_dtype = adapter_dtype(model, config, state.get("adapter_dtype"))
         self.packed = config.speed.packed and _can_pack(model)
-        self._checked = False
+        # what the comparison of packed and separate rows said before an interruption counts: rounding may differ
+        self._checked, self._checked_alone = "packed" in state, False
+        self.packed = self.packed and state.get("packed", True)
         if config.speed.allocator and self.device.type == "cpu":
             keep_freed_memory()
         self._packing = PackedState(model)
@@ -69,11 +73,12 @@ class TrainingEngine:
 
     def state(self) -> dict[str, Any]:
         """What decides how steps are computed, for a checkpoint: JSON values only."""
-        return {
+        found = {
             "micro_batch_tokens": self.micro_batch_tokens,
             "adapter_dtype": str(self.adapter_dtype).removeprefix("torch."),
             "activation_checkpointing": checkpoints_activations(self.model),
         }
+        return {**found, "packed": self.packed} if self._checked or self._checked_alone else found
 
     def step(self, rows: Sequence[TrainingRow]) -> float:
         """Leaves the gradients of the mean loss over all answer tokens of ``rows`` in ``.grad``, which must be empty.
@@ -87,9 +92,9 @@ class TrainingEngine:
         Raises:
             TrainingError: not even one row fits into memory.
         """
-        if self.packed and not self._checked:
+        if self.packed and not self._checked and not (self._checked_alone and len(rows) < 2):
             self._check_packing(rows)
-        before = torch.get_rng_state()
+        before = self._random_state()
         while True:
             try:
                 return self._accumulate(rows)
@@ -99,8 +104,19 @@ class TrainingEngine:
                 reason = str(error).splitlines()[0] if str(error) else "MemoryError"
             # outside of the handler, where the traceback no longer holds on to the tensors of the failed pass
             self.model.zero_grad(set_to_none=True)
-            torch.set_rng_state(before)
+            forget(self.model)
+            self._set_random_state(before)
             self._shrink(rows, reason)
+
+    def _random_state(self) -> list[torch.Tensor]:
+        """Of the generators that dropout may draw from: the CPU's and, on a GPU, its own."""
+        own = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *own]
+
+    def _set_random_state(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for own in states[1:]:
+            torch.cuda.set_rng_state(own, self.device)
 
     def fit(self, rows: Sequence[TrainingRow]) -> None:
         """On a GPU: a dry run on the longest rows finds the largest forward pass that fits.
@@ -110,28 +126,37 @@ class TrainingEngine:
         if self._measured:
             return
         self._measured = True
-        longest = sorted(rows, key=lambda r: -len(r.input_ids))
+        # a whole step of the longest rows: what they share is shared here too, as in any step
+        longest = sorted(rows, key=lambda r: -len(r.input_ids))[: self.config.train.batch_size]
         total = torch.cuda.get_device_properties(self.device).total_memory
+        before = self._random_state()
         for tokens in _GPU_TOKENS:
             self.micro_batch_tokens = tokens
-            count = max(1, tokens // len(longest[0].input_ids))
             torch.cuda.reset_peak_memory_stats(self.device)
-            self.step(longest[:count])
+            self.step(longest)
             self.model.zero_grad(set_to_none=True)
-            if self.micro_batch_tokens < tokens or count >= len(longest):
+            if self.micro_batch_tokens < tokens or len(self._groups(longest)) == 1:
                 break
-            if torch.cuda.max_memory_allocated(self.device) > _MOST_GPU_MEMORY / 2 * total:
+            # the next size takes at most twice as much, and the optimizer's averages are still to come
+            if torch.cuda.max_memory_allocated(self.device) > (_MOST_GPU_MEMORY * total - self._moments()) / 2:
                 break
+        self._set_random_state(before)
         torch.cuda.empty_cache()
 
+    def _moments(self) -> int:
+        """Bytes of AdamW's two averages."""
+        return 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+
+    def _groups(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
+        """The rows of a step by forward pass."""
+        train, share = self.config.train, self.config.speed.share_prefix
+        return list(split_rows(rows, self.micro_batch_tokens, train.micro_batch_size, share=share, packed=self.packed))
+
     def _accumulate(self, rows: Sequence[TrainingRow]) -> float:
-        train, speed = self.config.train, self.config.speed
         total = sum(len(r.input_ids) - r.answer_start for r in rows)
         loss = 0.0
         self.model.train()
-        for group in split_rows(
-            rows, self.micro_batch_tokens, train.micro_batch_size, share=speed.share_prefix, packed=self.packed
-        ):
+        for group in self._groups(rows):
             loss += self._forward_backward(self._collate(group), total)
         return loss
 
@@ -172,8 +197,9 @@ class TrainingEngine:
         An architecture may do something unforeseen between tokens (recurrent layers, capped scores), and no list of
         models could keep up with that.
         """
-        self._checked = True
         few = sorted(rows, key=lambda r: len(r.input_ids))[:2]
+        # a row alone, such as the last one of an epoch, says nothing about rows that must not see each other
+        self._checked, self._checked_alone = len(few) == 2, True
         training = self.model.training
         self.model.eval()
         try:
@@ -199,15 +225,7 @@ class TrainingEngine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        groups = list(
-            split_rows(
-                rows,
-                self.micro_batch_tokens,
-                self.config.train.micro_batch_size,
-                share=self.config.speed.share_prefix,
-                packed=self.packed,
-            )
-        )
+        groups = self._groups(rows)
         longest = max(len(r.input_ids) for r in rows)
         if max(len(g) for g in groups) > 1:
             used = min(self.micro_batch_tokens, max(sum(len(r.input_ids) for r in g) for g in groups))
@@ -230,7 +248,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _default_tokens(device: torch.device) -> int:

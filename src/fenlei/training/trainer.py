@@ -100,7 +100,8 @@ def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         warmup_steps=train.warmup_fraction,  # a float below 1 is a share of all steps
-        lr_scheduler_type=train.scheduler,
+        # plain "constant" would leave the warm-up out without a word
+        lr_scheduler_type="constant_with_warmup" if train.scheduler == "constant" else train.scheduler,
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.logging_steps,
         logging_first_step=True,
