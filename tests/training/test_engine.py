@@ -130,15 +130,15 @@ def test_shared_tokens_that_see_only_one_row_would_be_seen(monkeypatch):
 
     model, rows = make_model(), make_rows()
     expected = plain(model, rows)
-    block = packed._block
+    block = packed.causal_block
 
-    def blind(starts, lengths, shared):
-        made = block(starts, lengths, shared)
+    def blind(starts, lengths, shared, before=0):
+        made = block(starts, lengths, shared, before)
         if shared and made.keys.shape[1] > made.queries.shape[1]:
             made.keys[-1, 0] = made.keys[-1, 1]
         return made
 
-    monkeypatch.setattr(packed, "_block", blind)
+    monkeypatch.setattr(packed, "causal_block", blind)
     engine = engine_of(model)
     engine._checked = True
     found = run(engine, rows)

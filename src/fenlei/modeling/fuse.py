@@ -22,7 +22,7 @@ _PROBE_TOKENS = 5
 
 
 def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torch.dtype) -> dict[str, int]:
-    """Puts the fused parts into a model.
+    """Puts the fused parts into a model, in the place of those that were put in before.
 
     Args:
         model: a PEFT model or a plain causal language model on its device.
@@ -33,6 +33,7 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
     Returns:
         How many modules were replaced, by part.
     """
+    unfuse(model)
     done = {"norm": 0, "projections": 0, "mlp": 0, "last_layer": 0, "head": 0}
     if speed.fused_norm:
         done["norm"] = sum(_fuse_norm(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm"))
@@ -44,6 +45,7 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
         done["last_layer"] = _narrow_last_layer(model, state)
     if speed.fused_head:
         done["head"] = _fuse_head(model, state)
+    state.fused = done
     return done
 
 
@@ -52,6 +54,7 @@ def unfuse(model: Any) -> None:
     for module in model.modules():
         module.__dict__.pop("forward", None)
         module.__dict__.pop("fenlei_shared", None)
+    PackedState.of(model).fused = {}
 
 
 def forget(model: Any) -> None:
@@ -220,7 +223,7 @@ def _narrow_last_layer(model: Any, state: PackedState) -> int:
 def _fuse_head(model: Any, state: PackedState) -> int:
     import torch
 
-    from fenlei.modeling.fused_ops import head_loss
+    from fenlei.modeling.fused_ops import head_loss, head_scores
 
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
@@ -228,6 +231,8 @@ def _fuse_head(model: Any, state: PackedState) -> int:
     original = head.forward
 
     def forward(hidden: Any) -> Any:
+        if state.pairs is not None:
+            return head_scores(hidden, head.weight, *state.pairs)
         if state.targets is None:
             return original(hidden)
         return head_loss(hidden, head.weight, state.targets)

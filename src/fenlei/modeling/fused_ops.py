@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+_HEAD_ROWS = 64
+
 
 @dataclass(frozen=True)
 class LoraWeights:
@@ -246,3 +248,24 @@ class _HeadLoss(torch.autograd.Function):
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each token, ``(n,)`` float32, from hidden states ``(n, I)`` and the frozen head ``(V, I)``."""
     return _HeadLoss.apply(hidden, weight, targets)  # type: ignore[no-any-return]
+
+
+def head_scores(hidden: torch.Tensor, weight: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of ``tokens[i]`` after ``hidden[places[i]]``, ``(m,)`` float32, without gradients.
+
+    The logits of a few hidden states at a time: those of a large label set would take gigabytes.
+
+    Args:
+        hidden: ``(n, I)``.
+        weight: the head, ``(V, I)``.
+        places: indices of hidden states, ``(m,)``.
+        tokens: ``(m,)``.
+    """
+    found = torch.empty(len(tokens), device=hidden.device)
+    for start in range(0, len(hidden), _HEAD_ROWS):
+        inside = ((places >= start) & (places < start + _HEAD_ROWS)).nonzero().flatten()
+        logits = (hidden[start : start + _HEAD_ROWS] @ weight.t()).float()
+        normalizer = torch.logsumexp(logits, dim=-1)
+        local = places[inside] - start
+        found[inside] = logits[local, tokens[inside]] - normalizer[local]
+    return found

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 IMPLEMENTATION = "fenlei_packed"
+# of each attention module, by id: keys and values (Z, P, D), rotated to their positions
+KeysAndValues = dict[int, tuple["torch.Tensor", "torch.Tensor"]]
 # Rows of a block are padded to its longest; a shorter row than this share of it begins a block of its own.
 _SHORTEST_IN_BLOCK = 0.75
 # Most attention scores (all heads) of one block; more would leave the processor's cache.
@@ -36,15 +38,26 @@ class AttentionBlock:
 
     Attributes:
         queries: places of the queries in the packed sequence, ``(B, S)``; padding points at place 0.
-        keys: places of the keys, ``(B, K)``; the first K - S are the shared tokens.
+        keys: places of the keys, ``(B, K)``. Where the shared tokens are not part of the sequence but were computed
+            before (:meth:`PackedState.running`), they come first and the sequence's own places count from P.
         valid: indices into the flattened queries that are no padding, ``(n,)``.
         places: ``queries.flatten()[valid]``, ``(n,)``.
+        seen: which query looks at which key, ``(B, S, K)`` bool; None: the last S keys are the queries, and each looks
+            at all up to itself.
+        distance: position of the query minus that of the key, ``(B, S, K)``; given with ``seen``.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     valid: torch.Tensor
     places: torch.Tensor
+    seen: torch.Tensor | None = None
+    distance: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> AttentionBlock:
+        """The same block on a device."""
+        parts = (self.queries, self.keys, self.valid, self.places, self.seen, self.distance)
+        return AttentionBlock(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -52,7 +65,7 @@ class PackedLayout:
     """Where everything is in a packed sequence.
 
     Attributes:
-        shared: P, number of shared tokens.
+        shared: P, number of shared tokens in the sequence.
         lengths: number of tokens of each row after the shared ones.
         positions: position of each token in its own row, ``(N,)``.
         blocks: the attention to compute.
@@ -62,14 +75,11 @@ class PackedLayout:
     lengths: tuple[int, ...]
     positions: torch.Tensor
     blocks: list[AttentionBlock]
-    _biases: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> PackedLayout:
         """The same layout on a device."""
-        blocks = [
-            AttentionBlock(b.queries.to(device), b.keys.to(device), b.valid.to(device), b.places.to(device))
-            for b in self.blocks
-        ]
+        blocks = [block.to(device) for block in self.blocks]
         return PackedLayout(self.shared, self.lengths, self.positions.to(device), blocks)
 
     @property
@@ -78,19 +88,28 @@ class PackedLayout:
         return [self.shared + sum(self.lengths[:i]) for i in range(len(self.lengths))]
 
     def bias(self, block: AttentionBlock, window: int | None) -> torch.Tensor:
-        """What is added to the scores of a block: 0 where a query may look, -inf where not, ``(S, K)`` float32."""
+        """What is added to the scores of a block: 0 where a query may look, -inf where not, float32.
+
+        Returns:
+            ``(1, S, K)``, or ``(B, S, K)`` for a block with a mask of its own.
+        """
         import torch
 
         size, count = block.queries.shape[1], block.keys.shape[1]
-        key = (size, count, window)
+        # a layout lives as long as its blocks: their ids are not used again meanwhile
+        own = id(block) if block.seen is not None else 0
+        key = (size, count, window or 0, own)
         if key not in self._biases:
             device = block.queries.device
-            query = torch.arange(count - size, count, device=device)[:, None]
-            distance = query - torch.arange(count, device=device)[None]
-            hidden = distance < 0
+            if block.seen is not None and block.distance is not None:
+                hidden, distance = ~block.seen, block.distance
+            else:
+                query = torch.arange(count - size, count, device=device)[:, None]
+                distance = (query - torch.arange(count, device=device)[None])[None]
+                hidden = distance < 0
             if window is not None:
-                hidden |= distance >= window
-            self._biases[key] = torch.zeros(size, count, device=device).masked_fill_(hidden, float("-inf"))
+                hidden = hidden | (distance >= window)
+            self._biases[key] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
         return self._biases[key]
 
 
@@ -115,13 +134,14 @@ def pack(rows: Sequence[Sequence[int]], shared: int, heads: int = 16) -> tuple[l
         starts.append(len(ids))
         ids += part
         positions += range(shared, shared + len(part))
-    blocks = [_block([0], [shared], 0)] if shared else []
-    for members in _alike([len(part) for part in rest], shared, heads):
-        blocks.append(_block([starts[i] for i in members], [len(rest[i]) for i in members], shared))
+    blocks = [causal_block([0], [shared], 0)] if shared else []
+    for members in alike([len(part) for part in rest], shared, heads):
+        blocks.append(causal_block([starts[i] for i in members], [len(rest[i]) for i in members], shared))
     return ids, PackedLayout(shared, tuple(len(p) for p in rest), torch.tensor(positions), blocks)
 
 
-def _alike(lengths: list[int], shared: int, heads: int) -> Iterator[list[int]]:
+def alike(lengths: Sequence[int], shared: int, heads: int) -> Iterator[list[int]]:
+    """Groups of rows, by index, that one block may hold: of near-equal length, and not too many scores."""
     members: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if members:
@@ -135,13 +155,21 @@ def _alike(lengths: list[int], shared: int, heads: int) -> Iterator[list[int]]:
         yield members
 
 
-def _block(starts: list[int], lengths: list[int], shared: int) -> AttentionBlock:
+def causal_block(starts: Sequence[int], lengths: Sequence[int], shared: int, before: int = 0) -> AttentionBlock:
+    """The attention of rows on the shared tokens and, causally, on themselves.
+
+    Args:
+        starts: place of each row's first token.
+        lengths: number of tokens of each row.
+        shared: P; they are the first tokens of the sequence, or were computed before.
+        before: number of tokens that were computed before: P or 0.
+    """
     import torch
 
     size = max(lengths)
     inside = torch.arange(size)[None] < torch.tensor(lengths)[:, None]
     queries = (torch.arange(size)[None] + torch.tensor(starts)[:, None]) * inside
-    keys = torch.cat([torch.arange(shared).expand(len(starts), -1), queries], dim=1)
+    keys = torch.cat([torch.arange(shared).expand(len(starts), -1), queries + before], dim=1)
     valid = inside.flatten().nonzero().flatten()
     return AttentionBlock(queries, keys, valid, queries.flatten()[valid])
 
@@ -149,35 +177,62 @@ def _block(starts: list[int], lengths: list[int], shared: int) -> AttentionBlock
 class PackedState:
     """What the patched parts of one model look at while a packed sequence runs through it.
 
-    Args:
-        model: a causal language model, with or without adapter.
+    A model has one, whoever asks: see :meth:`of`.
 
     Attributes:
         layout: the layout; None outside of :meth:`running`.
         kept: places whose last hidden state is used, ``(n,)``; None: all are.
         targets: token that follows each kept place, ``(n,)``; given, the language-model head returns losses.
+        pairs: (index of a kept place, token) as two tensors ``(m,)``; given, the head returns log-probabilities.
+        fused: which parts of the model are replaced at the moment, see :func:`fenlei.modeling.fuse.fuse`.
     """
 
     def __init__(self, model: Any) -> None:
         self.layout: PackedLayout | None = None
         self.kept: torch.Tensor | None = None
         self.targets: torch.Tensor | None = None
+        self.pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.fused: dict[str, int] = {}
+        self._past: KeysAndValues | None = None
+        self._seen: KeysAndValues | None = None
         found = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if c is not None}
         self._configs = [c for c in found.values() if hasattr(c, "_attn_implementation")]
         register()
         for module in attention_modules(model):
             module.fenlei_packed = self
 
+    @classmethod
+    def of(cls, model: Any) -> PackedState:
+        """The state of a model; made at the first call."""
+        found = (getattr(module, "fenlei_packed", None) for module in attention_modules(model))
+        return next((state for state in found if state is not None), None) or cls(model)
+
     @contextmanager
     def running(
-        self, layout: PackedLayout, kept: torch.Tensor | None = None, targets: torch.Tensor | None = None
+        self,
+        layout: PackedLayout,
+        kept: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        *,
+        pairs: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past: KeysAndValues | None = None,
+        remember: KeysAndValues | None = None,
     ) -> Iterator[None]:
         """Forward and backward of one packed sequence happen inside.
 
         The backward pass too: activation checkpointing runs the forward pass again in it.
+
+        Args:
+            layout: where everything is.
+            kept: see the attribute.
+            targets: see the attribute.
+            pairs: see the attribute.
+            past: keys and values of shared tokens that were computed before; not for training.
+            remember: gets the keys and values of this sequence.
         """
         before = [c._attn_implementation for c in self._configs]
-        self.layout, self.kept, self.targets = layout, kept, targets
+        self.layout, self.kept, self.targets, self.pairs = layout, kept, targets, pairs
+        self._past, self._seen = past, remember
         for config in self._configs:
             config._attn_implementation = IMPLEMENTATION
         try:
@@ -185,12 +240,33 @@ class PackedState:
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation = name
-            self.layout = self.kept = self.targets = None
+            self.layout = self.kept = self.targets = self.pairs = self._past = self._seen = None
+
+    def with_past(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``(Z, N, D)`` of a layer behind those that were computed before."""
+        if self._seen is not None:
+            self._seen[id(module)] = (key, value)
+        if self._past is None:
+            return key, value
+        import torch
+
+        old_key, old_value = self._past[id(module)]
+        return torch.cat([old_key, key], dim=1), torch.cat([old_value, value], dim=1)
 
 
 def attention_modules(model: Any) -> list[Any]:
     """The attention modules of a decoder: those that hold the projections of queries, keys and values."""
     return [m for m in model.modules() if all(hasattr(m, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))]
+
+
+def can_pack(model: Any) -> bool:
+    """Whether a model's attention looks as if packed rows could go through it; a comparison has to confirm it."""
+    config = model.config.get_text_config()
+    return (
+        bool(attention_modules(model))
+        and getattr(config, "_attn_implementation", None) == "sdpa"
+        and not getattr(config, "attention_dropout", 0.0)
+    )
 
 
 def register() -> None:
@@ -215,8 +291,10 @@ def _attention(
     """The attention interface of transformers: ``(1, heads, N, D)`` in, ``(1, N, heads, D)`` out."""
     from fenlei.modeling.packed_attention import attend
 
-    layout = module.fenlei_packed.layout
+    state: PackedState = module.fenlei_packed
+    layout = state.layout
     if layout is None or attention_mask is not None or dropout or softcap:
         raise RuntimeError("packed attention takes no mask, dropout or capped scores")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attend(query[0], key[0], value[0], layout, scale, sliding_window).unsqueeze(0), None
+    keys, values = state.with_past(module, key[0], value[0])
+    return attend(query[0], keys, values, layout, scale, sliding_window).unsqueeze(0), None

@@ -28,8 +28,8 @@ def attend(
 
     Args:
         query: ``(H, N, D)``.
-        key: ``(Z, N, D)``, Z a divisor of H.
-        value: ``(Z, N, D)``.
+        key: ``(Z, N, D)``, Z a divisor of H; more than N tokens where some were computed before.
+        value: likewise.
         layout: which query looks at which keys.
         scale: factor of the scores.
         window: a query sees this many keys up to itself; None: all.
@@ -64,9 +64,9 @@ def _softmax_scores(
 
     The scores are float32: they reach tens, where bfloat16 would round them by 0.1.
     """
-    size, count = bias.shape
+    rows, size, count = bias.shape
     scores = torch.bmm(query.float().mul_(scale), key.float().transpose(1, 2))
-    scores.view(-1, size, count).add_(bias)
+    scores.view(rows, -1, size, count).add_(bias[:, None])
     return torch.softmax(scores, dim=-1).to(dtype)
 
 
@@ -149,7 +149,7 @@ def _sdpa(
             x.index_select(1, places.flatten()).view(x.shape[0], rows, places.shape[1], -1).transpose(0, 1)
             for x, places in ((query, block.queries), (key, block.keys), (value, block.keys))
         )
-        seen = layout.bias(block, window) == 0
+        seen = (layout.bias(block, window) == 0)[:, None]
         part = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
         flat = part.transpose(1, 2).reshape(rows * size, heads, -1)
         out = out.index_copy(0, block.places, flat.index_select(0, block.valid))

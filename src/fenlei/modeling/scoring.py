@@ -1,205 +1,206 @@
-"""Exact log-probabilities of every candidate's answer, in one forward pass a batch.
-
-Shape letters: B rows, T tokens, V vocabulary, K positions whose logits are read.
-"""
+"""Exact log-probabilities of every candidate's answer, for many rows with as few forward passes as the model allows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from fenlei.config import InferenceConfig
 from fenlei.errors import ModelError
-from fenlei.modeling.tree import AnswerTree, build_tree
+from fenlei.modeling.packed import can_pack
+from fenlei.modeling.scoring_packed import PackedScorer
+from fenlei.modeling.scoring_padded import PaddedScorer
+from fenlei.modeling.scoring_parts import Part, ScoreRequest, tree_of
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """A prompt and the answers to score after it; each answer ends with the end-of-turn token."""
-
-    prompt: Sequence[int]
-    answers: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One row of a forward pass: a prompt, a tree after it, and the candidates that the tree scores."""
-
-    row: int
-    prompt: Sequence[int]
-    tree: AnswerTree
-    candidates: tuple[int, ...]
-    last: bool
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + self.tree.node_count - 1
+__all__ = ["CandidateScorer", "ScoreRequest", "probabilities"]
+_CPU_TOKENS, _GPU_TOKENS = 512, 16384
+# a beginning that is shorter is not worth a forward pass of its own
+_SHORTEST_PREFIX = 16
+# of the two short rows that packed and padded passes are compared on
+_CHECKED_PREFIX, _CHECKED_REST = 16, 24
 
 
 class CandidateScorer:
-    """Scores candidates by :mod:`fenlei.modeling.tree`'s definition.
+    """Scores candidates by :mod:`fenlei.modeling.tree`'s definition, in one of three ways with equal results.
 
-    Labels that share a beginning are scored as a tree in one pass where the model's attention takes a mask of our
-    own. Where it does not (an implementation other than sdpa) or where the mask would hide a sliding window that the
-    prompt outgrows (Gemma 3, Mistral v0.1), the prompt is repeated for each of them: slower, the same scores.
+    - Where the answers' first tokens differ, one pass over the prompt scores all candidates.
+    - Where they share beginnings, these are added to the pass as a tree, once each.
+    - What prompts have in common at their beginning is computed once and looked at by all of them.
+
+    Rows of a pass are packed one after the other. Whether a model's rows can be packed is found out at the first call
+    by comparison with plain, padded rows, which are the way for all other models. There, a forking tree is one row a
+    candidate where attention takes no mask of our own, or where a mask would hide a sliding window.
 
     Args:
         model: a causal language model, with or without adapter; put into evaluation mode while it scores.
-        pad_id: fills shorter rows on the right, where causal attention never looks.
-        batch_tokens: most tokens, padding included, in one forward pass; one row may exceed it alone. By default
-            512 on CPU, where larger batches were measured to be slower, and 16384 elsewhere.
+        pad_id: fills shorter rows where rows are padded.
+        settings: tokens of a forward pass, strict mode, and switches for measuring.
     """
 
-    def __init__(self, model: Any, pad_id: int, batch_tokens: int | None = None) -> None:
+    def __init__(self, model: Any, pad_id: int, settings: InferenceConfig | None = None) -> None:
         _require_logits_to_keep()
         self.model = model
-        self.pad_id = pad_id
+        self.settings = settings or InferenceConfig()
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self.batch_tokens = batch_tokens or (512 if on_cpu else 16384)
-        self._tree_limit = _longest_tree(model.config)
+        self.batch_tokens = self.settings.batch_tokens or (_CPU_TOKENS if on_cpu else _GPU_TOKENS)
+        self._padded = PaddedScorer(model, pad_id)
+        self._packed = (
+            PackedScorer(model, fused=self.settings.fused) if self.settings.packed and can_pack(model) else None
+        )
+        self._checked = False
 
-    def score(self, requests: Sequence[ScoreRequest], *, progress: Any = None) -> list[np.ndarray]:
+    def score(
+        self, requests: Sequence[ScoreRequest], *, progress: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
         """Log-probabilities, in the order of the requests; one array ``(number of candidates,)`` each.
 
         Args:
             requests: rows, each with its own candidates if need be.
             progress: called with the number of rows done after every batch.
         """
-        work = [part for i, request in enumerate(requests) for part in self._parts(i, request)]
-        scores: list[dict[int, float]] = [{} for _ in requests]
+        import numpy as np
+
+        parts = [self._part(i, request) for i, request in enumerate(requests)]
+        scores = [np.full(len(request.answers), np.nan) for request in requests]
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in _batches(work, self.batch_tokens):
-                for part, values in zip(batch, self._score_batch(batch), strict=True):
-                    scores[part.row].update(zip(part.candidates, values.tolist(), strict=True))
+            passes = self._packed_passes(parts, requests) if self._can_pack(parts) else self._padded_passes(parts)
+            for batch, found in passes:
+                for part, values in zip(batch, found, strict=True):
+                    scores[part.row][list(part.candidates)] = values
                 if progress is not None:
                     progress(sum(part.last for part in batch))
         finally:
             self.model.train(was_training)
-        return [_in_order(found, len(request.answers)) for found, request in zip(scores, requests, strict=True)]
+        return scores
 
-    def _parts(self, row: int, request: ScoreRequest) -> list[_Part]:
-        """The forward rows that a request needs: one, or one a candidate where no tree can be used."""
-        tree = _tree_of(request.answers)
-        everyone = tuple(range(len(request.answers)))
-        if tree.node_count == 1 or len(request.prompt) + tree.node_count - 1 <= self._tree_limit:
-            return [_Part(row, request.prompt, tree, everyone, last=True)]
-        chains = [_chain(tree, c) for c in everyone]
-        return [
-            _Part(row, request.prompt, t, (c,), last=c == everyone[-1]) for c, t in zip(everyone, chains, strict=True)
-        ]
+    def _part(self, row: int, request: ScoreRequest) -> Part:
+        tree = tree_of(request.answers, self.settings.answers == "complete")
+        return Part(row, request.prompt, tree, tuple(range(len(request.answers))), last=True)
 
-    def _score_batch(self, rows: list[_Part]) -> list[np.ndarray]:
-        import torch
+    def _packed_passes(
+        self, parts: Sequence[Part], requests: Sequence[ScoreRequest]
+    ) -> Iterator[tuple[list[Part], list[np.ndarray]]]:
+        assert self._packed is not None
+        self._packed.prepare()
+        for prefix, members in self._by_prefix(parts, requests):
+            for batch in self._batches(members, len(prefix), padded=False):
+                yield batch, self._packed.score(batch, prefix)
 
-        device = next(self.model.parameters()).device
-        inputs = self._inputs(rows)
-        with torch.inference_mode():
-            inputs = {k: v.to(device) for k, v in inputs.items()}
-            # a boolean mask keeps the hidden states 2-D, (K, H): with 3-D ones and a frozen head, matmul copies the
-            # whole transposed head at every call
-            logits = self.model(**inputs, use_cache=False).logits  # (K, V)
-            logp = torch.log_softmax(logits.float(), dim=-1)
-        results, start = [], 0
-        for tree in (row.tree for row in rows):
-            nodes = torch.tensor([n + start for path in tree.steps for n, _ in path], device=device)
-            tokens = torch.tensor([t for path in tree.steps for _, t in path], device=device)
-            values = logp[nodes, tokens].double().cpu().numpy()
-            results.append(_sum_paths(values, [len(path) for path in tree.steps]))
-            start += tree.node_count
-        return results
+    def _padded_passes(self, parts: Sequence[Part]) -> Iterator[tuple[list[Part], list[np.ndarray]]]:
+        rows = [chain for part in parts for chain in self._padded.chains(part)]
+        for forks in (False, True):  # a mask of our own is slower, so rows that need one go apart
+            members = [row for row in rows if row.tree.forks == forks]
+            for batch in self._batches(members, 0, padded=True):
+                yield batch, self._padded.score(batch)
 
-    def _inputs(self, rows: list[_Part]) -> dict[str, torch.Tensor]:
-        import torch
+    def _batches(self, parts: Sequence[Part], shared: int, *, padded: bool) -> Iterator[list[Part]]:
+        """Parts of near-equal length under the token budget, longest first: memory is at its peak at once.
 
-        sequences = [[*row.prompt, *row.tree.tokens] for row in rows]
-        width = max(len(s) for s in sequences)
-        ids = torch.full((len(rows), width), self.pad_id)
-        keep = torch.zeros((len(rows), width), dtype=torch.bool)
-        for b, sequence in enumerate(sequences):
-            ids[b, : len(sequence)] = torch.tensor(sequence)
-            keep[b, len(rows[b].prompt) - 1 : len(sequence)] = True
-        inputs = {"input_ids": ids, "logits_to_keep": keep}
-        # a chain of tokens is plain causal text; only a tree that forks needs a mask and positions of its own
-        if any(row.tree.forks for row in rows):
-            inputs["attention_mask"], inputs["position_ids"] = _tree_mask(rows, width)
-        return inputs
-
-
-def _batches(parts: list[_Part], batch_tokens: int) -> Iterator[list[_Part]]:
-    """Rows of nearly equal length under the token budget, longest first; forking trees apart from the others."""
-    batch: list[_Part] = []
-    for part in sorted(parts, key=lambda p: (p.tree.forks, -p.length)):
-        new_kind = batch and part.tree.forks != batch[0].tree.forks
-        if batch and (new_kind or (len(batch) + 1) * batch[0].length > batch_tokens):
+        Args:
+            parts: rows that begin with the same ``shared`` tokens, which count nothing.
+            shared: P.
+            padded: each row counts as long as the longest.
+        """
+        batch: list[Part] = []
+        used = 0
+        for part in sorted(parts, key=lambda part: part.length, reverse=True):
+            own = (batch[0] if batch and padded else part).length - shared
+            if batch and (used + own > self.batch_tokens or self.settings.strict):
+                yield batch
+                batch, used, own = [], 0, part.length - shared
+            batch.append(part)
+            used += own
+        if batch:
             yield batch
-            batch = []
-        batch.append(part)
-    if batch:
-        yield batch
+
+    def _by_prefix(
+        self, parts: Sequence[Part], requests: Sequence[ScoreRequest]
+    ) -> Iterator[tuple[tuple[int, ...], list[Part]]]:
+        """Parts with the tokens that all prompts of a group begin with."""
+        if not self.settings.share_prefix:
+            yield (), list(parts)
+            return
+        groups: dict[tuple[int, ...], list[Part]] = {}
+        for part, request in zip(parts, requests, strict=True):
+            # the prompt's last token is always computed: its logits are read
+            most = min(request.prefix_length, len(request.prompt) - 1)
+            prefix = tuple(request.prompt[: most if most >= _SHORTEST_PREFIX else 0])
+            groups.setdefault(prefix, []).append(part)
+        if self.settings.strict or len(groups) == 1:
+            yield from groups.items()
+            return
+        # rows that bring their own candidates may be few a prefix: they share what all prompts have in common
+        few = []
+        for prefix, members in groups.items():
+            if prefix and sum(part.length - len(prefix) for part in members) >= self.batch_tokens / 2:
+                yield prefix, members
+            else:
+                few += members
+        if few:
+            common = _common_beginning([part.prompt for part in few])
+            yield tuple(few[0].prompt[: common if common >= _SHORTEST_PREFIX and len(few) > 1 else 0]), few
+
+    def _can_pack(self, parts: Sequence[Part]) -> bool:
+        """Compares packed with padded rows once, on two short ones made of the first and the last prompt's tokens.
+
+        An architecture may do something unforeseen between tokens (recurrent layers, capped scores), and no list of
+        models could keep up with that.
+        """
+        if self._packed is None or self._checked or not parts:
+            return self._packed is not None
+        self._checked = True
+        prefix = list(parts[0].prompt[:_CHECKED_PREFIX])
+        few = [
+            Part(i, [*prefix, *part.prompt[-_CHECKED_REST:]], part.tree, part.candidates, last=True)
+            for i, part in enumerate((parts[0], parts[-1]))
+        ]
+        self._packed.prepare()
+        reason = "other scores than one by one"
+        try:
+            # what the packed scorer replaced stays in place meanwhile: each part was compared with its original
+            together = self._packed.score(few, prefix)
+            agree = _agree(together, [self._alone(row) for row in few], self.model)
+        except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+            if "memory" in str(error):
+                raise
+            agree, reason = False, f"{type(error).__name__}: {error}"
+        if not agree:
+            self._packed = None
+            logging.getLogger(__name__).warning(
+                "this model's rows cannot be packed (%s); they are padded side by side, which is slower", reason
+            )
+        return agree
+
+    def _alone(self, part: Part) -> np.ndarray:
+        import numpy as np
+
+        return np.concatenate([self._padded.score([chain])[0] for chain in self._padded.chains(part)])
 
 
-def _chain(tree: AnswerTree, candidate: int) -> AnswerTree:
-    """The path to one candidate alone: its shared tokens one after the other."""
-    path = tree.steps[candidate]
-    tokens = tuple(tree.tokens[node - 1] for node, _ in path[1:])
-    steps = (tuple((i, token) for i, (_, token) in enumerate(path)),)
-    return AnswerTree(tokens, tuple(range(len(tokens))), tuple(range(1, len(tokens) + 1)), steps)
-
-
-def _in_order(found: dict[int, float], count: int) -> np.ndarray:
+def _agree(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], model: Any) -> bool:
     import numpy as np
-
-    return np.array([found[candidate] for candidate in range(count)])
-
-
-def _longest_tree(config: Any) -> float:
-    """Most tokens of prompt and tree for which a mask of our own says the same as the model's."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if getattr(text, "_attn_implementation", None) != "sdpa":
-        return 0
-    window = getattr(text, "sliding_window", None)
-    sliding = getattr(text, "use_sliding_window", True) and any(
-        kind != "full_attention" for kind in getattr(text, "layer_types", None) or ["sliding_attention"]
-    )
-    return float(window) if window and sliding else float("inf")
-
-
-def _tree_mask(rows: list[_Part], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boolean mask ``(B, 1, T, T)``: causal within the prompt; a tree token sees the prompt and its ancestors."""
     import torch
 
-    mask = torch.zeros((len(rows), 1, width, width), dtype=torch.bool)
-    positions = torch.arange(width).repeat(len(rows), 1)
-    for b, row in enumerate(rows):
-        tree, n = row.tree, len(row.prompt)
-        mask[b, 0] = torch.eye(width, dtype=torch.bool)  # padding sees itself: a row of no keys would be NaN
-        mask[b, 0, :n, :n] = torch.ones((n, n), dtype=torch.bool).tril()
-        for node, (parent, depth) in enumerate(zip(tree.parents, tree.depths, strict=True), start=1):
-            place = n + node - 1
-            mask[b, 0, place, :n] = True
-            if parent:
-                mask[b, 0, place, n:] |= mask[b, 0, n + parent - 1, n:]
-            positions[b, place] = n - 1 + depth
-    return mask, positions
+    exact = model.get_input_embeddings().weight.dtype == torch.float32
+    return all(
+        np.allclose(a, b, rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1)
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
-def _sum_paths(values: np.ndarray, lengths: list[int]) -> np.ndarray:
-    import numpy as np
-
-    starts = np.cumsum([0, *lengths[:-1]])
-    return np.add.reduceat(values, starts)
-
-
-@lru_cache(maxsize=4096)
-def _tree_of(answers: tuple[tuple[int, ...], ...]) -> AnswerTree:
-    return build_tree(answers)
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of tokens that all prompts begin with, the last one of each left out."""
+    # what the first and the last in order have in common, all in between have in common too
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))
+    most = min(len(prompt) for prompt in prompts) - 1
+    return next((i for i in range(most) if low[i] != high[i]), most)
 
 
 @lru_cache(maxsize=1)

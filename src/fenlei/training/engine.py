@@ -15,7 +15,7 @@ from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
-from fenlei.modeling.packed import PackedState, attention_modules
+from fenlei.modeling.packed import PackedState, can_pack
 from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
 from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, split_rows
@@ -59,13 +59,13 @@ class TrainingEngine:
         )
         self._measured = self.device.type == "cpu" or config.train.micro_batch_tokens or "micro_batch_tokens" in state
         self.adapter_dtype = adapter_dtype(model, config, state.get("adapter_dtype"))
-        self.packed = config.speed.packed and _can_pack(model)
+        self.packed = config.speed.packed and can_pack(model)
         # what the comparison of packed and separate rows said before an interruption counts: rounding may differ
         self._checked, self._checked_alone = "packed" in state, False
         self.packed = self.packed and state.get("packed", True)
         if config.speed.allocator and self.device.type == "cpu":
             keep_freed_memory()
-        self._packing = PackedState(model)
+        self._packing = PackedState.of(model)
         self._heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 16))
         self.fused = fuse(model, config.speed, self._packing, self.adapter_dtype)
         if state.get("activation_checkpointing"):
@@ -253,12 +253,3 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _default_tokens(device: torch.device) -> int:
     return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS[0]
-
-
-def _can_pack(model: Any) -> bool:
-    config = model.config.get_text_config()
-    return (
-        bool(attention_modules(model))
-        and getattr(config, "_attn_implementation", None) == "sdpa"
-        and not getattr(config, "attention_dropout", 0.0)
-    )
