@@ -110,3 +110,37 @@ def test_smollm2_from_train_to_predict_through_the_commands(tmp_path):
     for row, p in zip(found, direct, strict=True):
         # bfloat16 weights: other neighbours in the batch may change a probability by this much
         assert row["probabilities"]["sports"] == pytest.approx(p[0], abs=0.02)
+
+
+def test_neighbours_change_rounding_only_in_bfloat16():
+    """Real weights; that neighbours can be seen is shown in tests/inference/test_invariance.py."""
+    import numpy as np
+
+    from fenlei.config import InferenceConfig
+    from fenlei.data import Example
+    from fenlei.inference import Predictor
+    from fenlei.modeling.loading import load_model
+
+    folder = folder_of("smollm2-135m").path
+    settings = ModelConfig(dtype="bfloat16", device="cpu")
+    labels = ("sports", "finance", "science")
+    encoder = PromptEncoder(load_tokenizer(folder, settings), PromptConfig(preset="en"), LabelSet(labels), "all")
+    model = load_model(folder, settings)
+    needle = Example("The striker scored twice in the final")
+    rows = [Example("Shares fell after the profit warning. " * (1 + i % 4)) for i in range(15)]
+
+    def probabilities(predictor, examples, place):
+        found = predictor.predict(examples)[place].probabilities
+        return np.array([found[name] for name in labels])
+
+    for strict in (False, True):
+        predictor = Predictor(model, encoder, pad_id=0, inference=InferenceConfig(strict=strict))
+        alone = probabilities(predictor, [needle], 0)
+        changes = []
+        for place in (0, 3, 15):
+            among = probabilities(predictor, [*rows[:place], needle, *rows[place:]], place)
+            changes.append(np.abs(among - alone).max())
+        if strict:
+            assert max(changes) == 0
+        else:
+            assert max(changes) <= 0.02
