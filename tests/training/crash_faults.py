@@ -47,7 +47,7 @@ class Operations:
             def halfway() -> None:
                 record._file.write(data[: len(data) // 2])
 
-            self._reach("write", str(record.path), halfway)
+            self.reach("write", str(record.path), halfway)
             write_whole(record, data)
 
         Record._write_whole = write_line
@@ -59,7 +59,7 @@ class Operations:
                 os.truncate(filename, os.path.getsize(filename) // 2)
 
             try:
-                self._reach("tensors", str(filename), halfway)
+                self.reach("tensors", str(filename), halfway)
             except OSError as error:
                 raise safetensors.SafetensorError(f"I/O error: {error.strerror} (os error {error.errno})") from None
             save_file(tensors, filename, *args, **kwargs)
@@ -73,25 +73,25 @@ class Operations:
             path, mode, flags = args
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else 0
             if not isinstance(path, int) and (writes or (mode and set(mode) & set("wax+"))):
-                self._reach("open", os.fsdecode(path))
+                self.reach("open", os.fsdecode(path))
         elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
             path = os.fsdecode(args[1] if event == "os.rename" else args[0])
             directory = args[-1]  # shutil.rmtree works relative to an open folder
             if isinstance(directory, int) and directory >= 0 and not os.path.isabs(path):
                 path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
             if event != "os.mkdir" or not os.path.exists(path):
-                self._reach(event, path)
+                self.reach(event, path)
 
     def _halved(self, write: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
         def halved(handle: int, data: Any) -> int:
-            self._reach("write", self._path(handle), lambda: write(handle, bytes(data)[: len(data) // 2]))
+            self.reach("write", self._path(handle), lambda: write(handle, bytes(data)[: len(data) // 2]))
             return write(handle, data)
 
         return halved
 
     def _whole(self, kind: str, call: Callable[[int], None]) -> Callable[[int], None]:
         def whole(handle: int) -> None:
-            self._reach(kind, self._path(handle))
+            self.reach(kind, self._path(handle))
             call(handle)
 
         return whole
@@ -103,7 +103,8 @@ class Operations:
         except OSError:
             return ""
 
-    def _reach(self, kind: str, path: str, halfway: Callable[[], Any] | None = None) -> None:
+    def reach(self, kind: str, path: str, halfway: Callable[[], Any] | None = None) -> None:
+        """An operation is about to happen."""
         path = os.path.abspath(path)
         if path != self.folder and not path.startswith(self.folder + os.sep):
             return

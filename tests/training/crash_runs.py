@@ -32,6 +32,7 @@ from fenlei.artifact import read_artifact
 from fenlei.errors import FenleiError
 from fenlei.training import checkpoints, resume, run, state
 from fenlei.training.checkpoints import CheckpointStore
+from fenlei.training.engine import TrainingEngine
 from fenlei.training.trainer import ClassifierTrainer
 from tests.training.crash_faults import NEEDS_SPACE, Operations
 
@@ -76,7 +77,7 @@ class Runs:
         """One attempt at a run, fresh or resumed, whichever the folder needs."""
         folder = self.work / name
         operations = Operations(folder, at, what, error)
-        self._watch(folder)
+        self._watch(folder, operations)
         if self.withhold:
             _WITHHOLD[self.withhold]()
         if self.naive:
@@ -91,16 +92,26 @@ class Runs:
             return {"refused": str(expected), "exit": expected.exit_code, "operations": operations.log}
         return {"operations": operations.log}
 
-    def _watch(self, folder: Path) -> None:
-        """Notes, beside the run folder, every step's data and loss, and every checkpoint that was published."""
+    def _watch(self, folder: Path, operations: Operations) -> None:
+        """Notes, beside the run folder, every step's data and loss, and every checkpoint that was published.
+
+        The forward passes of a step count as operations too.
+        """
         notes = folder.with_suffix(".notes")
         step, publish = ClassifierTrainer.training_step, CheckpointStore.publish
+        forward, passes = TrainingEngine._forward_backward, [0]
+
+        def forward_backward(engine: Any, *args: Any) -> float:
+            passes[0] += 1
+            operations.reach("pass", str(folder / str(passes[0])))
+            return forward(engine, *args)
 
         def note(entry: dict[str, Any]) -> None:
             with notes.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
         def training_step(trainer: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+            passes[0] = 0
             rows = hashlib.sha256(repr([row.input_ids for row in inputs["rows"]]).encode()).hexdigest()[:12]
             loss = step(trainer, model, inputs, *rest)
             note({"step": trainer.state.global_step + 1, "rows": rows, "loss": float(loss)})
@@ -112,6 +123,7 @@ class Runs:
             return checkpoint
 
         ClassifierTrainer.training_step, CheckpointStore.publish = training_step, published
+        TrainingEngine._forward_backward = forward_backward
 
     def outcome(self, name: str) -> dict[str, Any]:
         """What must be equal whatever happened on the way."""

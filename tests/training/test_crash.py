@@ -93,6 +93,10 @@ def found(workshop):
         "kill": job(workshop, "kill", SHORT, do="kill", only=r"os.rename|removed|metrics", stride=4),
         "in place": job(workshop, "in-place", SHORT, do="kill", only="checkpoints/step-00000002/", naive=True),
         "exact": job(workshop, "exact", LONG, 0.25, do="kill", only=BEFORE_PUBLISHING),
+        # every row alone: the second, third and fourth forward pass of each step that has them
+        "mid-step": job(
+            workshop, "mid-step", {**LONG, "micro_batch_tokens": 16}, 0.25, do="kill", only=r"^pass [2-4]$"
+        ),
         "random": job(workshop, "random", LONG, 0.25, do="random", count=4, seconds=0.6),
         "full": job(workshop, "full", SHORT, 0.25, do="full", stride=5),
     }
@@ -137,6 +141,12 @@ def test_whatever_is_withheld_is_missed(found, part, differs):
     """Negative controls: each part of the state is needed."""
     (text,) = found[f"without {part}"]["failures"].values()
     assert f"'{differs}': [" in text
+
+
+def test_killed_between_the_forward_passes_of_a_step(found):
+    result = found["mid-step"]
+    assert result["failures"] == {}
+    assert len(result["done"]) == 12, "three places in each of the four steps of four rows"
 
 
 def test_killed_at_random(found):

@@ -218,6 +218,64 @@ def test_in_the_very_last_step(tmp_path, train_file, settings, whole):
     assert finish(settings, train_file, run) == whole
 
 
+def give_up_at(patch, step: int, passes: int) -> None:
+    """SIGTERM in a forward pass of a step, or before all (0); the step is then taken to last too long."""
+    from fenlei.training import callbacks
+    from fenlei.training.engine import TrainingEngine
+
+    patch.setattr(callbacks, "_MOST_SECONDS_TO_FINISH_A_STEP", 0.0)
+    real, count = TrainingEngine.step, []
+
+    def nth(self, rows):
+        count.append(len(rows))
+        if len(count) == step and not passes:
+            signal.raise_signal(signal.SIGTERM)
+        elif len(count) == step:
+            at_call(patch, TrainingEngine, "_forward_backward", passes, signal.SIGTERM)
+        return real(self, rows)
+
+    patch.setattr(TrainingEngine, "step", nth)
+
+
+# 3 steps an epoch (four, four and one row), saved at every second one
+@pytest.mark.parametrize(("step", "passes", "saved"), [(2, 2, 1), (3, 0, 2), (4, 1, 3), (6, 0, 5)])
+def test_a_step_that_takes_too_long_is_given_up(tmp_path, train_file, settings, step, passes, saved):
+    """In the middle of an epoch, after a saved step, in the first and in the last step of an epoch."""
+    settings = deeper(settings, train={**SCORED, "micro_batch_tokens": 16})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    TextClassifier(config=settings).fit(train_file, out=whole)
+    with pytest.MonkeyPatch.context() as patch:
+        give_up_at(patch, step, passes)
+        error = stopped(settings, train_file, run)
+    assert error.exit_code == 143
+    assert f"saved at step {saved}. Go on with" in str(error)
+    assert finish(settings, train_file, run) == course(whole)
+
+
+def test_with_the_random_numbers_of_the_step_itself_it_would_go_on_otherwise(tmp_path, train_file, settings):
+    """Negative control: the first step of an epoch, whose order was drawn after the last one."""
+    from fenlei.training.resume import ResumableTrainer
+
+    settings = deeper(settings, train={**SCORED, "micro_batch_tokens": 16})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    TextClassifier(config=settings).fit(train_file, out=whole)
+    save = ResumableTrainer._save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ResumableTrainer, "_save_checkpoint", lambda self, *a: (setattr(self, "_in_step", False), save(self, *a))
+        )
+        give_up_at(patch, 4, 1)
+        stopped(settings, train_file, run)
+    assert finish(settings, train_file, run) != course(whole)
+
+
+def test_the_very_first_step_given_up_leaves_nothing_to_resume(tmp_path, train_file, settings):
+    with pytest.MonkeyPatch.context() as patch:
+        give_up_at(patch, 1, 1)
+        error = stopped(deeper(settings, train={**SCORED, "micro_batch_tokens": 16}), train_file, tmp_path / "run")
+    assert (error.exit_code, str(error)) == (143, "interrupted before the first checkpoint: nothing to resume")
+
+
 def test_training_in_another_thread_takes_no_signal_away(tmp_path, train_file, settings):
     seen = []
 

@@ -26,6 +26,8 @@ from fenlei.errors import StopNow
 from fenlei.tracking import Record, TrackerGroup
 
 _MOST_STEPS_BETWEEN_DEV_SCORES = 100
+# Schedulers grant 30 s from SIGTERM to SIGKILL, and saving takes some of them.
+_MOST_SECONDS_TO_FINISH_A_STEP = 10.0
 # what trackers draw of an evaluation; metrics.jsonl holds the rest
 TRACKED = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
 
@@ -89,9 +91,10 @@ class CutShort(Exception):
 class Interruption(TrainerCallback):
     """Ctrl-C, SIGTERM (a scheduler wants the machine back) and SIGHUP (the terminal is gone).
 
-    While steps are taken (:meth:`finishing_steps`), the first signal lets the step in progress finish; a dev evaluation
-    is cut short; a checkpoint is written and training ends. A second one ends the work at once, as does the first one
-    outside of the steps: what is on disk is whole at every instant. The next one after that ends the process.
+    While steps are taken (:meth:`finishing_steps`), the first signal lets the step in progress finish if that takes a
+    few seconds (:meth:`overdue`); a dev evaluation is cut short; a checkpoint is written and training ends. A second
+    one ends the work at once, as does the first one outside of the steps: what is on disk is whole at every instant.
+    The next one after that ends the process.
 
     A signal that is ignored (``nohup``, a job in the background) stays ignored.
 
@@ -105,6 +108,7 @@ class Interruption(TrainerCallback):
         self._previous: dict[int, Any] = {}
         self._in_steps = False
         self._ending = False
+        self._since = 0.0
         self.requested = False
         self.signal_number = int(signal.SIGINT)
 
@@ -139,6 +143,10 @@ class Interruption(TrainerCallback):
         if self.requested and self._in_steps:
             raise CutShort
 
+    def overdue(self) -> bool:
+        """Whether the step in progress has had its time to finish since the run was told to stop."""
+        return self.requested and time.monotonic() - self._since >= _MOST_SECONDS_TO_FINISH_A_STEP
+
     def _on_signal(self, number: int, _frame: object) -> None:
         self.signal_number = number
         if number == getattr(signal, "SIGHUP", None):
@@ -148,7 +156,7 @@ class Interruption(TrainerCallback):
         if self.requested or not self._in_steps:
             self._ending = True
             raise StopNow(number)
-        self.requested = True
+        self.requested, self._since = True, time.monotonic()
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._say(f"{name}: finishing this step and saving; once more to stop at once (the last checkpoint stays)")
 

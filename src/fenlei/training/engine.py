@@ -27,6 +27,10 @@ _MOST_GPU_MEMORY = 0.85
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
+class StepAbandoned(Exception):
+    """The run is to stop and the step would take too long; weights and random numbers are as before it."""
+
+
 class TrainingEngine:
     """Computes the gradients of optimizer steps.
 
@@ -36,6 +40,7 @@ class TrainingEngine:
         pad_id: fills padded rows.
         state: what :meth:`state` returned before an interruption, so that a resumed run computes in the same way.
         say: gets what the user should know, e.g. that memory ran out.
+        give_up: asked before every forward pass; True ends the step there.
 
     Attributes:
         micro_batch_tokens: most tokens in one forward pass.
@@ -49,11 +54,12 @@ class TrainingEngine:
         pad_id: int,
         state: dict[str, Any] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         state = state or {}
         self.model, self.config, self.pad_id = model, config, pad_id
         self.device = next(model.parameters()).device
-        self._say = say
+        self._say, self._give_up = say, give_up
         self.micro_batch_tokens = int(
             state.get("micro_batch_tokens") or config.train.micro_batch_tokens or _default_tokens(self.device)
         )
@@ -91,6 +97,7 @@ class TrainingEngine:
 
         Raises:
             TrainingError: not even one row fits into memory.
+            StepAbandoned: it was told to give up.
         """
         if self.packed and not self._checked and not (self._checked_alone and len(rows) < 2):
             self._check_packing(rows)
@@ -102,6 +109,10 @@ class TrainingEngine:
                 if not out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0] if str(error) else "MemoryError"
+            except StepAbandoned:
+                self.model.zero_grad(set_to_none=True)
+                self._set_random_state(before)
+                raise
             # outside of the handler, where the traceback no longer holds on to the tensors of the failed pass
             self.model.zero_grad(set_to_none=True)
             forget(self.model)
@@ -157,6 +168,8 @@ class TrainingEngine:
         loss = 0.0
         self.model.train()
         for group in self._groups(rows):
+            if self._give_up():
+                raise StepAbandoned
             loss += self._forward_backward(self._collate(group), total)
         return loss
 

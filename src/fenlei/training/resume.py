@@ -20,6 +20,7 @@ from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.space import checkpoint_bytes
 from fenlei.training.state import (
     LossSum,
+    RandomState,
     RunState,
     read_state,
     restore_optimizer,
@@ -45,6 +46,9 @@ class ResumableTrainer(Trainer):
     dev_at: tuple[int, dict[str, Any]] | None = None
     dev_due_at: int | None = None
     _resumed: tuple[Checkpoint, RunState] | None = None
+    # the generators as the last whole step left them, and whether they are what a checkpoint should hold
+    _random: RandomState | None = None
+    _in_step = False
 
     # saving
 
@@ -65,10 +69,24 @@ class ResumableTrainer(Trainer):
                 optimizer=self.optimizer,
                 scheduler=self.lr_scheduler,
                 loss=LossSum(self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged),
+                random=self._random if self._in_step else None,
             )
             self.state.save_to_json(str(folder / TRAINER_STATE))
             engine: dict[str, Any] = getattr(self, "engine_state", dict)()
             self.store.publish(folder, step, scalars, engine=engine, dev_due=self.dev_due_at == step)
+
+    def save_before_this_step(self) -> None:
+        """A checkpoint from within a step that is given up: of the last whole one, if that was not saved anyway."""
+        last = self.store.latest()
+        if self._random is None or (last is not None and last.step == self.state.global_step):
+            return
+        self._in_step = True
+        self._save_checkpoint(self.model, None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._random = RandomState.take()  # a new epoch draws from them before its first step
 
     # resuming: the Trainer calls these in this order
 

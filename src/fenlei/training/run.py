@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,7 @@ class _Session:
         )
 
     def _train(self, rows: TrainingSet, checkpoint: Checkpoint | None, record: Record, trackers: TrackerGroup) -> int:
-        from fenlei.training.engine import TrainingEngine
+        from fenlei.training.engine import StepAbandoned, TrainingEngine
         from fenlei.training.trainer import ClassifierTrainer, training_arguments
 
         train = self.config.train
@@ -236,6 +237,7 @@ class _Session:
             int(self.tokenizer.pad_token_id),
             checkpoint.engine if checkpoint else None,
             say=self.console.print,
+            give_up=self.interruption.overdue,
         )
         engine.fit(rows.rows)
         arguments = training_arguments(self.config, self.run_dir, pick_device(self.config.model))
@@ -257,7 +259,7 @@ class _Session:
             score_dev=self._score_dev if self.data.dev else None,
         )
         try:
-            with self.interruption.finishing_steps():
+            with self.interruption.finishing_steps(), suppress(StepAbandoned):
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             reporter.close()

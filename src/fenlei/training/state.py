@@ -106,7 +106,9 @@ class RunState:
     optimizer: dict[str, dict[str, torch.Tensor]]
 
 
-def write_state(folder: Path, *, model: Any, optimizer: Any, scheduler: Any, loss: LossSum) -> None:
+def write_state(
+    folder: Path, *, model: Any, optimizer: Any, scheduler: Any, loss: LossSum, random: RandomState | None = None
+) -> None:
     """Writes the three files of this module.
 
     Args:
@@ -115,10 +117,11 @@ def write_state(folder: Path, *, model: Any, optimizer: Any, scheduler: Any, los
         optimizer: whose per-parameter state is all tensors, such as AdamW.
         scheduler: a ``LambdaLR``, as transformers makes them.
         loss: see :class:`LossSum`.
+        random: the generators that go with the weights; by default as they are now.
     """
     from safetensors.torch import save_file
 
-    now = RandomState.take()
+    now = random or RandomState.take()
     save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER)
     save_file({name: tensor.contiguous() for name, tensor in now.tensors.items()}, folder / RANDOM)
     content = {

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import CheckpointStore
-from fenlei.training.engine import TrainingEngine
+from fenlei.training.engine import StepAbandoned, TrainingEngine
 from fenlei.training.resume import ResumableTrainer
 
 
@@ -60,7 +60,11 @@ class ClassifierTrainer(ResumableTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_args: Any, **_kwargs: Any) -> torch.Tensor:
         """One optimizer step's gradients; a loss that is not finite ends the run before it can reach the weights."""
-        loss = self.engine.step(inputs["rows"])
+        try:
+            loss = self.engine.step(inputs["rows"])
+        except StepAbandoned:
+            self.save_before_this_step()
+            raise
         self._require_finite("loss", loss)
         return torch.tensor(loss, device=self.args.device)
 
