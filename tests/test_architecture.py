@@ -13,7 +13,8 @@ SRC = Path(__file__).parent.parent / "src" / "fenlei"
 # top to bottom; a module may import its own layer and those below
 LAYERS = [
     "cli", "server", "export", "distributed", "classifier", "training", "inference", "evaluation", "modeling",
-    "prompting", "data", "tracking", "artifact", "durable", "config", "errors",
+    "prompting", "data", "tracking", "artifact", "durable", "config", "config_parts",
+    "errors",
 ]  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "datasets", "modelscope", "swanlab", "sklearn", "pyarrow", "pandas", "numpy",

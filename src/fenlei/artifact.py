@@ -4,7 +4,7 @@
       manifest.json      written last: versions, base model, sha256 of every other file
       labels.json        names, descriptions, aliases
       prompt.json        templates, length, truncation, rule for candidates, codes of the labels
-      calibration.json   temperature
+      calibration.json   temperature, bias, threshold for abstaining, what they did on dev
       adapter/           LoRA weights (safetensors) and their configuration; or
       model/             the whole model, where its own weights were trained
       tokenizer/         the tokenizer's files

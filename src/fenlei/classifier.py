@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from fenlei.artifact import ADAPTER, TOKENIZER, Artifact, read_artifact, write_artifact
-from fenlei.config import PromptConfig, RunConfig, read_yaml
+from fenlei.artifact import TOKENIZER, read_artifact, write_artifact
+from fenlei.config import RunConfig
 from fenlei.data import Example, LabelSet, ReadResult, read_examples
-from fenlei.errors import ArtifactError, DataError, FenleiError, ModelError
+from fenlei.errors import ArtifactError, DataError, FenleiError
+from fenlei.inference.loading import load_predictor, stored_settings
 from fenlei.inference.predictor import Predictor
+from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import Prediction
-from fenlei.prompting import ChatFrame
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from fenlei.modeling.sources import ModelFolder
     from fenlei.training.run import TrainResult
 
 Source = Union[str, Path, Sequence[str], Sequence[Example]]  # noqa: UP007
@@ -212,21 +212,75 @@ class TextClassifier:
         """
         from fenlei.evaluation import evaluate_predictions
 
-        rejected = 0
-        if isinstance(data, (str, Path)):
-            found = self.read(data, role="test", rejected_path=rejected_path)
-            rows, rejected = found.examples, len(found.rejected)
-        else:
-            rows = self._rows(data, y)
-        if not rows:
-            raise DataError("nothing to evaluate: no rows")
-        gold = [self._gold(row) for row in rows]
+        rows, gold, rejected = self._labelled(data, y, "test", rejected_path)
         predictor = self._ready()
         start = time.monotonic()
         predictions = predictor.predict(rows)
         seconds = time.monotonic() - start
-        metrics = evaluate_predictions(gold, predictions, self.labels.names, seconds=seconds)
+        metrics = evaluate_predictions(
+            gold, predictions, self.labels.names, seconds=seconds, calibration=predictor.calibration
+        )
         return {**metrics, "rejected": rejected}
+
+    def calibrate(
+        self,
+        data: Source,
+        y: Sequence[str] | None = None,
+        *,
+        method: str = "temperature",
+        signal: str | None = None,
+        target_precision: float | None = None,
+        target_coverage: float | None = None,
+        threshold: float | None = None,
+        rejected_path: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Fits probabilities and the threshold for abstaining anew, without training. :meth:`save` keeps it.
+
+        Args:
+            data: labelled rows that were neither trained on nor are kept for testing: file, folder or data set id; or
+                texts with ``y``; or examples.
+            y: the label of each text.
+            method: ``temperature``, ``bias`` or ``none``; as all settings here, see
+                :class:`fenlei.config_parts.CalibrationConfig`.
+            signal: what confidence is; by default as it is.
+            target_precision: share of right answers to reach by abstaining.
+            target_coverage: share of rows to answer.
+            threshold: abstain below this confidence. Without any of these three, every row is answered.
+            rejected_path: where bad rows of a file go when ``data.on_bad_row`` is ``skip``.
+
+        Returns:
+            What :meth:`evaluate` says of these rows under the new calibration, and ``notes``: a few lines for people.
+
+        Raises:
+            ConfigError: settings that do not fit.
+            DataError: too few rows, or a target that cannot be met on them; the calibration stays as it was.
+        """
+        from fenlei.evaluation import evaluate_predictions
+        from fenlei.evaluation.calibration import fit_calibration
+        from fenlei.modeling.prediction import recalibrate
+
+        predictor = self._ready()
+        values = {"method": method, "signal": signal or predictor.calibration.signal, "threshold": threshold}
+        values |= {"target_precision": target_precision, "target_coverage": target_coverage}
+        settings = RunConfig.build({"calibration": values}).calibration
+        rows, gold, rejected = self._labelled(data, y, "dev", rejected_path)
+        if len(rows) < settings.min_rows:
+            raise DataError(f"{len(rows)} rows are too few to calibrate on; give {settings.min_rows} or more")
+        start = time.monotonic()
+        predictions = predictor.predict(rows)
+        seconds = time.monotonic() - start
+        fitted = fit_calibration(gold, predictions, settings)
+        if fitted.unmet:
+            raise DataError(f"{fitted.unmet}. The classifier stays as it was")
+        predictor.calibration = fitted.calibration
+        metrics = evaluate_predictions(
+            gold,
+            recalibrate(predictions, fitted.calibration),
+            self.labels.names,
+            seconds=seconds,
+            calibration=fitted.calibration,
+        )
+        return {**metrics, "rejected": rejected, "notes": list(fitted.notes)}
 
     def read(
         self,
@@ -251,6 +305,9 @@ class TextClassifier:
     def save(self, path: str | Path) -> Path:
         """Writes the classifier folder: manifest, labels, prompt, calibration, adapter or model, tokenizer files.
 
+        The calibration is the one in use: that of :meth:`calibrate`, or of the overrides that it was loaded with. The
+        folder it was loaded from may be given; it is replaced as a whole.
+
         Raises:
             ArtifactError: the place is taken by something else.
         """
@@ -260,10 +317,12 @@ class TextClassifier:
         labels, prompt = encoder.labels.to_dict(), dict(artifact.prompt)
         if encoder.codes:
             prompt["codes"] = encoder.codes
+        calibration = self._ready().calibration.to_dict()
         if Path(path).resolve() == artifact.path.resolve():
-            if labels == artifact.labels:
+            if labels != artifact.labels:
+                raise ArtifactError(f"{path}: holds the classifier without the added labels; save to another place")
+            if calibration == Calibration.from_dict(artifact.calibration).to_dict():
                 return artifact.path
-            raise ArtifactError(f"{path}: holds the classifier without the added labels; save to another place")
 
         def save_weights(folder: Path) -> None:
             for part in (artifact.weights, TOKENIZER):
@@ -273,7 +332,7 @@ class TextClassifier:
             path,
             labels=labels,
             prompt=prompt,
-            calibration=artifact.calibration,
+            calibration=calibration,
             base_model=artifact.manifest["base_model"],
             save_weights=save_weights,
         )
@@ -286,30 +345,17 @@ class TextClassifier:
             path: the folder.
             model: where the base model is now, if its spec no longer leads to it. A classifier that was trained with
                 ``lora.method=full`` needs none.
-            overrides: settings of this machine, e.g. ``"model.device=cpu"``, ``"model.offline=true"``.
+            overrides: settings of this machine, e.g. ``"model.device=cpu"``, ``"model.offline=true"``, and
+                ``"calibration.threshold=0.8"`` to abstain below another confidence.
 
         Raises:
             ArtifactError: the folder is not whole, or the base model is not the one it was trained on.
+            ConfigError: unknown settings, or a ``calibration`` setting that needs dev rows.
             ModelError: the base model cannot be found or loaded.
         """
         artifact = read_artifact(path)
-        base = artifact.manifest["base_model"]
-        try:
-            values: dict[str, Any] = {
-                "model": {"spec": model or base["spec"], "dtype": base["dtype"]},
-                "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
-                "data": {"candidates": artifact.prompt["candidates"], **artifact.prompt["columns"]},
-            }
-            cache_dir = _cache_dir_of(Path(path))
-            if cache_dir is not None:
-                values["model"]["cache_dir"] = cache_dir
-            labels = LabelSet.from_dict(artifact.labels)
-            chat = ChatFrame.from_dict(artifact.prompt["chat"])
-            temperature = float(artifact.calibration["temperature"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{artifact.path}: a setting in it is missing or wrong: {error}") from error
-        self = cls(config=values, overrides=overrides)
-        self._predictor = _load_predictor(artifact, self.config, labels, chat, temperature)
+        self = cls(config=stored_settings(artifact, Path(path), model), overrides=overrides)
+        self._predictor = load_predictor(artifact, self.config)
         self._folder = artifact.path
         self.manifest = artifact.manifest
         return self
@@ -318,6 +364,20 @@ class TextClassifier:
         if self._predictor is None:
             raise FenleiError("this classifier is not trained yet: call fit(...), or TextClassifier.load(folder)")
         return self._predictor
+
+    def _labelled(
+        self, data: Source, y: Sequence[str] | None, role: str, rejected_path: str | Path | None
+    ) -> tuple[list[Example], list[str], int]:
+        """Rows, their labels, and how many bad rows were left out."""
+        rejected = 0
+        if isinstance(data, (str, Path)):
+            found = self.read(data, role=role, rejected_path=rejected_path)
+            rows, rejected = found.examples, len(found.rejected)
+        else:
+            rows = self._rows(data, y)
+        if not rows:
+            raise DataError("nothing to evaluate: no rows")
+        return rows, [self._gold(row) for row in rows], rejected
 
     def _gold(self, row: Example) -> str:
         if row.label is None:
@@ -348,73 +408,3 @@ def default_run_dir(config: RunConfig) -> Path:
     """``runs/<training file>-<time>``."""
     name = Path(config.data.train).stem if config.data.train else "run"
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _load_predictor(
-    artifact: Artifact, config: RunConfig, labels: LabelSet, chat: ChatFrame, temperature: float
-) -> Predictor:
-    from fenlei.modeling.adapter import load_adapter
-    from fenlei.modeling.loading import load_model, load_tokenizer
-    from fenlei.prompting import PromptEncoder
-
-    tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
-    codes = artifact.prompt.get("codes")
-    if config.prompt.answer == "code" and (not isinstance(codes, dict) or set(codes) != set(labels.names)):
-        raise ArtifactError(
-            f"{artifact.path}: prompt.answer=code, but prompt.json does not give every label a code; "
-            "load it with the prompt settings that it was trained with"
-        )
-    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat, codes)
-    model: Any
-    if artifact.weights == ADAPTER:
-        folder = _find_base(artifact, config)
-        _require_same_base(artifact, folder.weights_sha256(), folder.path)
-        model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
-    else:  # a model of its own: the one that it began as is not needed any more
-        model = load_model(artifact.path / artifact.weights, config.model)
-    return Predictor(
-        model,
-        encoder,
-        pad_id=int(tokenizer.pad_token_id),
-        temperature=temperature,
-        batch_tokens=config.inference.batch_tokens,
-    )
-
-
-def _find_base(artifact: Artifact, config: RunConfig) -> ModelFolder:
-    """The base model: where it was, or by its spec at the revision that was trained on."""
-    from fenlei.modeling.sources import resolve
-
-    base = artifact.manifest["base_model"]
-    specs = [config.model.spec]
-    if config.model.spec == base["spec"]:
-        pinned = {"huggingface": "hf", "modelscope": "ms"}.get(base["source"])
-        if base.get("path") and Path(base["path"]).exists():
-            specs.insert(0, base["path"])
-        elif pinned and base.get("revision"):
-            name = base["spec"].split(":", 1)[-1].split("@", 1)[0]
-            specs.insert(0, f"{pinned}:{name}@{base['revision']}")
-    for spec in specs:
-        try:
-            return resolve(spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
-        except ModelError as error:
-            last = error
-    raise ModelError(f"{artifact.path}: its base model cannot be found: {last}. Say where it is with model.spec=...")
-
-
-def _cache_dir_of(run_dir: Path) -> str | None:
-    """The model cache that the run used, so that nothing is fetched twice on one machine."""
-    stored = run_dir / "config.yaml"
-    if not stored.is_file():
-        return None
-    found = read_yaml(stored).get("model", {}).get("cache_dir")
-    return found if found and Path(found).is_dir() else None
-
-
-def _require_same_base(artifact: Artifact, found: Mapping[str, str], path: Path) -> None:
-    expected = artifact.manifest["base_model"].get("sha256") or {}
-    if expected and sorted(expected.values()) != sorted(found.values()):
-        raise ArtifactError(
-            f"{artifact.path}: was trained on other weights than those in {path} (base model "
-            f"{artifact.manifest['base_model']['spec']}); give the right ones with model.spec=..."
-        )

@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from fenlei.config_parts import CalibrationConfig, Part
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
 # the default of train.learning_rate by lora.method, where it is another one
 LEARNING_RATES = {"full": 2e-5}
-_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference")
+_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class DataConfig(_Part):
+class DataConfig(Part):
     """Where the labelled texts are and how their columns are read."""
 
     train: str | None = None
@@ -62,7 +59,7 @@ class DataConfig(_Part):
     """Split to take from a hub data set (default: train for `data.train`, validation / test for the others)."""
 
 
-class ModelConfig(_Part):
+class ModelConfig(Part):
     """Which model is tuned, and how its weights are held."""
 
     spec: str = "qwen2.5-coder-0.5b"
@@ -79,7 +76,7 @@ class ModelConfig(_Part):
     """`auto`, `cpu`, `cuda`, `mps`."""
 
 
-class PromptConfig(_Part):
+class PromptConfig(Part):
     """How a text becomes a prompt."""
 
     preset: Literal["zh", "en", "tutorial-zh", "custom"] = "zh"
@@ -111,7 +108,7 @@ class PromptConfig(_Part):
         return self
 
 
-class LoraConfig(_Part):
+class LoraConfig(Part):
     """What is trained: an adapter on the frozen model, or the model's own weights."""
 
     method: Literal["lora", "rslora", "dora", "pissa", "full"] = "lora"
@@ -147,7 +144,7 @@ class LoraConfig(_Part):
         return self
 
 
-class TrainConfig(_Part):
+class TrainConfig(Part):
     """How the adapter is trained."""
 
     epochs: float = Field(default=2.0, gt=0)
@@ -189,7 +186,7 @@ class TrainConfig(_Part):
     """Seed of the split, the order of rows, the adapter's start and dropout."""
 
 
-class SpeedConfig(_Part):
+class SpeedConfig(Part):
     """What makes training fast. Each switch leaves the mathematics as it is; they exist for measuring."""
 
     packed: bool = True
@@ -211,7 +208,7 @@ class SpeedConfig(_Part):
     GPU. The adapter's weights and their updates are float32 in any case."""
 
 
-class TrackingConfig(_Part):
+class TrackingConfig(Part):
     """Where the course of a run is shown. `metrics.jsonl` in the run folder is always written."""
 
     trackers: tuple[Literal["swanlab", "trackio", "tensorboard"], ...] = ("swanlab",)
@@ -224,14 +221,25 @@ class TrackingConfig(_Part):
     """Experiment name; by default the run folder's name."""
 
 
-class InferenceConfig(_Part):
-    """How rows are batched when labels are scored."""
+class InferenceConfig(Part):
+    """How labels are scored. Apart from `answers`, nothing here changes more than the rounding of a result."""
 
     batch_tokens: int | None = Field(default=None, ge=16)
-    """Most tokens, padding included, in one forward pass; by default 512 on CPU (fastest there), 16384 on a GPU."""
+    """Most tokens in one forward pass, shared ones left out; by default 512 on CPU (fastest there), 16384 on a GPU."""
+    answers: Literal["decisive", "complete"] = "decisive"
+    """`decisive`: a label's score is the probability that the answer begins like no other label's; `complete`: that it
+    is exactly the label, a token or more of work a label."""
+    strict: bool = False
+    """Each row in a forward pass of its own, so that its result is the same to the bit whatever its neighbours are."""
+    packed: bool = True
+    """Rows of a forward pass one after the other, without padding; off: padded side by side."""
+    share_prefix: bool = True
+    """What prompts have in common at their beginning is computed once."""
+    fused: bool = True
+    """Adapter layers that share their input in one product; the last layer's MLP and the head where they are read."""
 
 
-class RunConfig(_Part):
+class RunConfig(Part):
     """All settings of a run."""
 
     preset: PresetName = "default"
@@ -246,6 +254,7 @@ class RunConfig(_Part):
     speed: SpeedConfig = Field(default_factory=SpeedConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
 
     @model_validator(mode="after")
     def _train_suits_method(self) -> RunConfig:

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from fenlei.evaluation import evaluate_predictions
-from fenlei.evaluation.metrics import expected_calibration_error
+from fenlei.evaluation.reliability import expected_calibration_error
 from fenlei.modeling.prediction import Prediction
 
 
 def said(label: str, p: float, **others: float) -> Prediction:
-    return Prediction(label, p, {label: p, **others}, {}, abstained=False, truncated=label == "a")
+    return Prediction(label, p, {label: p, **others}, {}, abstained=False, truncated=label == "a", confidence=p)
 
 
 def test_figures_by_hand():

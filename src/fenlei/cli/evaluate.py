@@ -16,13 +16,10 @@ def evaluate(
 ) -> None:
     """Score a classifier on labelled data."""
     from fenlei.artifact import find_classifier, write_json
-    from fenlei.errors import DataError
+    from fenlei.cli.figures import calibration_line, check_json_out
 
     find_classifier(run)
-    if json_out is not None and json_out.is_dir():
-        raise DataError(f"--json {json_out}: is a folder; give a file name")
-    if json_out is not None and not json_out.parent.is_dir():
-        raise DataError(f"--json {json_out}: the folder {json_out.parent} does not exist")
+    check_json_out(json_out)
     from fenlei.classifier import TextClassifier
     from fenlei.cli.common import headline, metrics_table, output_console, quiet_libraries
 
@@ -36,5 +33,6 @@ def evaluate(
     stdout = output_console()
     stdout.print(metrics_table(metrics, str(file)))
     stdout.print(headline(metrics))
+    stdout.print(calibration_line(metrics), soft_wrap=True)
     if metrics["rejected"]:
         stdout.print(f"{metrics['rejected']} bad rows left out: {rejected}")

@@ -70,6 +70,7 @@ def _values(config: Path | None, out: Path | None, resume: bool) -> tuple[dict[s
 def _run(config: Any, out: Path | None, resume: bool) -> None:
     from fenlei.classifier import TextClassifier, default_run_dir
     from fenlei.cli.common import activation, error_console, headline, metrics_table, output_console, quiet_libraries
+    from fenlei.cli.figures import calibration_line
 
     console = error_console()
     run_dir = Path(out or config.out or default_run_dir(config))
@@ -82,6 +83,7 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
         if metrics:
             stdout.print(metrics_table(metrics, f"{name} set"))
             stdout.print(headline(metrics))
+            stdout.print(calibration_line(metrics), soft_wrap=True)
     minutes = result.seconds / 60
     stdout.print(f"\ntrained {result.steps} steps in {minutes:.1f} min; kept the weights of step {result.best_step}")
     stdout.print(f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True)

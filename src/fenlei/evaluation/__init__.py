@@ -1,4 +1,4 @@
-"""Metrics of a classifier on labelled rows."""
+"""Metrics of a classifier on labelled rows, calibration, and when to abstain."""
 
 from fenlei.evaluation.metrics import evaluate_predictions
 

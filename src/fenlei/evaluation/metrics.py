@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fenlei.modeling.prediction import Prediction
-
-_SMALLEST = 1e-15  # log loss of a probability that underflowed; scikit-learn clips likewise
+from fenlei.evaluation.reliability import probability_metrics
+from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.prediction import Prediction, recalibrate
 
 
 def evaluate_predictions(
-    gold: Sequence[str], predictions: Sequence[Prediction], labels: Sequence[str], *, seconds: float = 0.0
+    gold: Sequence[str],
+    predictions: Sequence[Prediction],
+    labels: Sequence[str],
+    *,
+    seconds: float = 0.0,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """All figures of one evaluation.
 
@@ -20,35 +25,37 @@ def evaluate_predictions(
         predictions: what the classifier said, in the same order.
         labels: the label set; rows and columns of the confusion matrix.
         seconds: wall time that prediction took.
+        calibration: how the predictions were calibrated; adds the figures without it.
 
     Returns:
         ``n``, ``accuracy``, ``macro_f1`` and ``weighted_f1`` (over the classes that occur in gold or predictions),
-        ``log_loss`` (nats), ``ece``, ``per_class``, ``confusion`` (rows: right label, columns: predicted),
-        ``labels``, ``abstain_rate``, ``truncated``, ``seconds``, ``texts_per_second``.
+        ``log_loss`` (nats), ``brier``, ``ece``, ``mce``, ``reliability``, ``per_class``, ``confusion`` (rows: right
+        label, columns: predicted), ``labels``, ``abstain_rate``, ``answered``, ``answered_accuracy``,
+        ``selective_accuracy``, ``risk_coverage``, ``aurc``, ``truncated``, ``seconds``, ``texts_per_second``. All but
+        ``answered_accuracy`` and ``selective_accuracy`` count every row, abstained or not. With ``calibration`` also
+        that, as in calibration.json, and ``uncalibrated``: ``accuracy``, ``log_loss``, ``brier``, ``ece``, ``mce``,
+        ``reliability``, ``aurc`` of the same rows without temperature and bias.
 
     Raises:
         ValueError: no rows, or lengths that differ.
     """
-    import numpy as np
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+    from fenlei.evaluation.selective import selective_metrics
 
     if not gold or len(gold) != len(predictions):
         raise ValueError(f"{len(gold)} labels for {len(predictions)} predictions")
-    said = [p.label for p in predictions]
-    truth = list(gold)
-    right = np.array([p.probabilities.get(label, 0.0) for p, label in zip(predictions, truth, strict=True)])
+    said, truth = [p.label for p in predictions], list(gold)
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, said, labels=list(labels), zero_division=0.0
     )
-    return {
+    correct = [s == t for s, t in zip(said, truth, strict=True)]
+    metrics = {
         "n": len(truth),
         "accuracy": float(accuracy_score(truth, said)),
         "macro_f1": float(f1_score(truth, said, average="macro", zero_division=0.0)),
         "weighted_f1": float(f1_score(truth, said, average="weighted", zero_division=0.0)),
-        "log_loss": float(-np.log(np.clip(right, _SMALLEST, 1.0)).mean()),
-        "ece": expected_calibration_error(
-            [p.probability for p in predictions], [s == t for s, t in zip(said, truth, strict=True)]
-        ),
+        **probability_metrics(truth, predictions),
         "per_class": {
             label: {
                 "precision": float(precision[i]),
@@ -60,28 +67,24 @@ def evaluate_predictions(
         },
         "confusion": confusion_matrix(truth, said, labels=list(labels)).tolist(),
         "labels": list(labels),
-        "abstain_rate": float(np.mean([p.abstained for p in predictions])),
+        **selective_metrics([p.confidence for p in predictions], correct, [p.abstained for p in predictions]),
         "truncated": int(sum(p.truncated for p in predictions)),
         "seconds": seconds,
         "texts_per_second": len(truth) / seconds if seconds > 0 else 0.0,
     }
+    if calibration is not None:
+        metrics["calibration"] = calibration.to_dict()
+        metrics["uncalibrated"] = _uncalibrated(truth, predictions, calibration)
+    return metrics
 
 
-def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by rows (Guo et al. 2017, eq. 3).
+def _uncalibrated(gold: list[str], predictions: Sequence[Prediction], calibration: Calibration) -> dict[str, Any]:
+    from fenlei.evaluation.selective import area_under_risk_coverage
 
-    Args:
-        confidence: probability of the predicted label, in [0, 1].
-        correct: whether the prediction is right.
-        bins: number of bins ``((i - 1) / bins, i / bins]``.
-    """
-    import numpy as np
-
-    p, hit = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    which = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
-    gap = 0.0
-    for b in range(bins):
-        inside = which == b
-        if inside.any():
-            gap += inside.mean() * abs(p[inside].mean() - hit[inside].mean())
-    return float(gap)
+    plain = recalibrate(predictions, Calibration(signal=calibration.signal))
+    correct = [p.label == label for p, label in zip(plain, gold, strict=True)]
+    return {
+        "accuracy": sum(correct) / len(correct),
+        **probability_metrics(gold, plain),
+        "aurc": area_under_risk_coverage([p.confidence for p in plain], correct),
+    }

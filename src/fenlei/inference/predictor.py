@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fenlei.config import InferenceConfig
 from fenlei.data.example import Example
 from fenlei.errors import ModelError
-from fenlei.modeling.prediction import Prediction
-from fenlei.modeling.scoring import CandidateScorer, ScoreRequest, probabilities
+from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.prediction import Prediction, make_predictions
+from fenlei.modeling.scoring import CandidateScorer, ScoreRequest
 from fenlei.prompting import EncodedPrompt, PromptEncoder
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """A model, an encoder and a temperature.
+    """A model, an encoder and a calibration.
 
     Args:
         model: causal language model, with or without adapter.
         encoder: the encoder that the model was trained with.
         pad_id: padding token.
-        temperature: scores are divided by it before the softmax.
-        batch_tokens: most tokens in one forward pass.
+        calibration: what makes probabilities of scores; by default their plain softmax.
+        inference: how rows are scored.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class Predictor:
         encoder: PromptEncoder,
         *,
         pad_id: int,
-        temperature: float = 1.0,
-        batch_tokens: int | None = None,
+        calibration: Calibration | None = None,
+        inference: InferenceConfig | None = None,
     ) -> None:
         self.encoder = encoder
-        self.temperature = temperature
-        self._scorer = CandidateScorer(model, pad_id, batch_tokens)
+        self.calibration = calibration or Calibration()
+        self._scorer = CandidateScorer(model, pad_id, inference)
 
     def predict(
         self,
@@ -54,31 +55,32 @@ class Predictor:
             candidates: choose among these for every row, whatever the rule says.
             progress: called with the number of rows done after each batch.
         """
-        if candidates is None:
-            prompts = [self.encoder.encode_example(example) for example in examples]
-        else:
-            prompts = [self.encoder.encode(example.text, candidates) for example in examples]
-        requests = [self._request(prompt) for prompt in prompts]
-        scores = self._scorer.score(requests, progress=progress)
-        return [self._prediction(p, s) for p, s in zip(prompts, scores, strict=True)]
+        return self.score(self.encode(examples, candidates=candidates), progress=progress)
 
-    def _request(self, prompt: EncodedPrompt) -> ScoreRequest:
-        answers = tuple(self.encoder.answer_ids(name) for name in prompt.candidates)
-        return ScoreRequest(prompt.input_ids, answers)
+    def encode(self, examples: Sequence[Example], *, candidates: Sequence[str] | None = None) -> list[EncodedPrompt]:
+        """The first half of :meth:`predict`: token ids. May run in a thread while :meth:`score` is busy."""
+        return self.encoder.encode_examples(examples, candidates)
 
-    def _prediction(self, prompt: EncodedPrompt, scores: np.ndarray) -> Prediction:
-        if not all(map(math.isfinite, scores)):
+    def score(
+        self, prompts: Sequence[EncodedPrompt], *, progress: Callable[[int], None] | None = None
+    ) -> list[Prediction]:
+        """The second half of :meth:`predict`: the model's work."""
+        answers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+        requests = []
+        for prompt in prompts:
+            names = prompt.candidates
+            if names not in answers:
+                answers[names] = tuple(self.encoder.answer_ids(name) for name in names)
+            requests.append(ScoreRequest(prompt.input_ids, answers[names], prompt.prefix_length))
+        return self._predictions(prompts, self._scorer.score(requests, progress=progress))
+
+    def _predictions(self, prompts: Sequence[EncodedPrompt], scores: Sequence[np.ndarray]) -> list[Prediction]:
+        import numpy as np
+
+        if not all(np.isfinite(row).all() for row in scores):
             raise ModelError(
                 "the model's scores are not finite numbers, so there is no answer to give; "
                 "model.dtype=bfloat16 or float32 is the usual cure, float16 the usual cause"
             )
-        p = probabilities(scores, self.temperature)
-        best = int(p.argmax())
-        return Prediction(
-            label=prompt.candidates[best],
-            probability=float(p[best]),
-            probabilities={n: float(v) for n, v in zip(prompt.candidates, p, strict=True)},
-            scores={n: float(v) for n, v in zip(prompt.candidates, scores, strict=True)},
-            abstained=False,
-            truncated=prompt.truncated,
-        )
+        names, cut = [tuple(p.candidates) for p in prompts], [p.truncated for p in prompts]
+        return make_predictions(names, scores, cut, self.calibration)

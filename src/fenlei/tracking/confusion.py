@@ -85,7 +85,7 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     _draw(figure.add_subplot(), counts, names, _tidy(title, 200), list(fonts))
     if key:
         figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str]) -> None:
@@ -122,7 +122,21 @@ def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str
     bar.set_label("share of the row")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def title_style(title: str) -> tuple[str, dict[str, Any]]:
+    """A title that can be written with the fonts there are, escaped if need be, and the arguments to write it with."""
+    line = _tidy(title, 200)
+    fonts = _fonts_for(line)
+    if fonts is None:
+        line, fonts = _ascii(line), (_DEFAULT_FONT,)
+    return line, {"family": list(fonts), "parse_math": False}
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG: whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -15,29 +15,28 @@ from rich.console import Console
 from fenlei.artifact import TOKENIZER, write_artifact
 from fenlei.config import LEARNING_RATES, RunConfig
 from fenlei.data import Example
-from fenlei.durable import disk_full_message, is_disk_full, write_json
+from fenlei.durable import disk_full_message, is_disk_full
 from fenlei.errors import FenleiError, Interrupted, StopNow, TrainingError
 from fenlei.evaluation import evaluate_predictions
-from fenlei.inference import Prediction, Predictor
+from fenlei.inference import Predictor
 from fenlei.modeling.adapter import add_adapter, finish_training, save_weights
 from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count, pick_device
 from fenlei.modeling.memory import checkpoint_activations
 from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
-from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png, start_tracking
+from fenlei.tracking import Record, TrackerGroup, start_tracking
 from fenlei.tracking.record import rewind
-from fenlei.training.callbacks import TRACKED, CutShort, EarlyStopping, Interruption, Reporter, Schedule
+from fenlei.training.callbacks import CutShort, EarlyStopping, Interruption, Reporter, Schedule
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set, require_one_gpu
 from fenlei.training.folder import check_same_run, note_run, open_run, sole_user
+from fenlei.training.report import Scored, calibrate, report_part, require_dev_rows
 from fenlei.training.space import classifier_bytes, require_space
 from fenlei.training.state import restore_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_SAMPLES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,7 @@ def _run(
     for line in store.damaged():
         console.print(f"passed over: {line}", style="yellow")
     require_one_gpu(pick_device(config.model))
+    require_dev_rows(config.calibration, len(data.dev))
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     tokenizer = load_tokenizer(folder.path, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
@@ -178,7 +178,7 @@ class _Session:
             self.model,
             self.encoder,
             pad_id=int(self.tokenizer.pad_token_id),
-            batch_tokens=config.inference.batch_tokens,
+            inference=config.inference,
         )
         self.base_model = {
             "spec": config.model.spec,
@@ -202,9 +202,13 @@ class _Session:
         try:
             steps = self._train(rows, checkpoint, record, trackers)
             best = self._take_best()
+            dev_rows = self._scored(self.data.dev)
+            calibration = calibrate(dev_rows, self.config.calibration, record, best.step, self.console)
+            self.predictor.calibration = calibration
             classifier = self._save(self.run_dir / "classifier")
-            dev = self._report("dev", self.data.dev, best.step, record, trackers)
-            test = self._report("test", self.data.test, best.step, record, trackers)
+            dev = self._report("dev", dev_rows.calibrated(calibration), best.step, record, trackers)
+            # after everything that is chosen or fitted
+            test = self._report("test", self._scored(self.data.test), best.step, record, trackers)
             record.sync()
             status = "completed"
         except KeyboardInterrupt:
@@ -282,16 +286,15 @@ class _Session:
     def _score_dev(self) -> dict[str, Any] | None:
         try:
             self.interruption.check()
-            return self._score(self.data.dev)[0]
+            dev = self._scored(self.data.dev)
         except CutShort:
             return None
+        return evaluate_predictions(dev.gold, dev.predictions, self.data.labels.names, seconds=dev.seconds)
 
-    def _score(self, examples: list[Example]) -> tuple[dict[str, Any], list[Prediction]]:
+    def _scored(self, examples: list[Example]) -> Scored:
         start = time.monotonic()
-        predictions = self.predictor.predict(examples, progress=self.interruption.check)
-        gold = [str(e.label) for e in examples]
-        seconds = time.monotonic() - start
-        return evaluate_predictions(gold, predictions, self.data.labels.names, seconds=seconds), predictions
+        predictions = self.predictor.predict(examples, progress=self.interruption.check) if examples else []
+        return Scored(examples, predictions, time.monotonic() - start)
 
     def _take_best(self) -> Checkpoint:
         best = self.store.best()
@@ -310,35 +313,19 @@ class _Session:
             path,
             labels=self.data.labels.to_dict(),
             prompt=prompt_record(self.config, self.encoder),
-            calibration={"method": "none", "temperature": 1.0},
+            calibration=self.predictor.calibration.to_dict(),
             base_model=self.base_model,
             save_weights=save,
             needed=classifier_bytes(self.model),
         )
 
     def _report(
-        self, part: str, examples: list[Example], step: int, record: Record, trackers: TrackerGroup
+        self, part: str, scored: Scored, step: int, record: Record, trackers: TrackerGroup
     ) -> dict[str, Any] | None:
-        """Final metrics of one part: to the record, the trackers and ``report/``."""
-        if not examples:
+        if not scored.examples:
             return None
-        metrics, predictions = self._score(examples)
-        scalars = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        report = self.run_dir / "report"
-        report.mkdir(exist_ok=True)
-        write_json(report / f"{part}.json", metrics)
-        record.write(part, step, final=True, **scalars)
-        if part == "test":  # the dev scores have been drawn on the way
-            trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
-        picture = confusion_matrix_png(
-            metrics["confusion"],
-            self.data.labels.names,
-            report / f"confusion-{part}.png",
-            title=f"{part} set",
-        )
-        trackers.log_image(f"{part}/confusion_matrix", picture, step, caption=f"{part}: rows right, columns predicted")
-        trackers.log_text(f"{part}/samples", _samples(examples, predictions), step)
-        return metrics
+        labels, folder = self.data.labels.names, self.run_dir / "report"
+        return report_part(part, scored, labels, self.predictor.calibration, folder, step, record, trackers)
 
 
 def _interrupted(config: RunConfig, run_dir: Path, store: CheckpointStore, interruption: Interruption) -> Interrupted:
@@ -366,16 +353,6 @@ def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
 def _whole_step(rows: list[TrainingRow]) -> dict[str, list[TrainingRow]]:
     """The data loader's batch is the rows of an optimizer step, as they are."""
     return {"rows": rows}
-
-
-def _samples(examples: list[Example], predictions: list[Prediction]) -> str:
-    """A few predictions as text, the wrong ones first."""
-    pairs = sorted(zip(examples, predictions, strict=True), key=lambda p: (p[0].label == p[1].label, p[1].probability))
-    lines = [
-        f"{'right' if e.label == p.label else 'WRONG'}  {p.label} ({p.probability:.3f}), label {e.label}: {e.text[:80]}"
-        for e, p in pairs[:_SAMPLES_SHOWN]
-    ]
-    return "\n".join(lines)
 
 
 def _say_data(console: Console, data: TrainingData, rows: TrainingSet, config: RunConfig) -> None:

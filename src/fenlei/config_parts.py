@@ -1,0 +1,43 @@
+"""The base of a group of settings, and the groups that :mod:`fenlei.config` has no room for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Signal = Literal["max_probability", "entropy", "answer_likelihood"]
+Method = Literal["none", "temperature", "bias"]
+
+
+class Part(BaseModel):
+    """A group of settings: frozen, no unknown keys, the docstring under a field is its help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class CalibrationConfig(Part):
+    """How probabilities are corrected on dev rows, and when the classifier declines to answer."""
+
+    method: Method = "temperature"
+    """`temperature`: scores are divided by one number fitted on dev; `bias`: and one number a label is added, where
+    each label has 10 dev rows; `none`: the model's own probabilities."""
+    signal: Signal = "max_probability"
+    """What a row's confidence is: `max_probability`, `entropy`, or `answer_likelihood` (how much the model wants to
+    answer with a candidate at all)."""
+    target_precision: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Abstain from as few rows as leave this share of right answers among the answered dev rows."""
+    target_coverage: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Abstain from the least confident rows so that this share of the dev rows is answered."""
+    threshold: float | None = None
+    """Abstain below this confidence; when a classifier is loaded, in place of its own threshold (null: never)."""
+    min_rows: int = Field(default=20, ge=2)
+    """With fewer dev rows nothing is fitted."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> CalibrationConfig:
+        rules = ("target_precision", "target_coverage", "threshold")
+        given = [name for name in rules if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one, or none to answer every row")
+        return self

@@ -1,0 +1,130 @@
+"""The end of a run: the calibration, and what is written into ``report/``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fenlei.config_parts import CalibrationConfig
+from fenlei.data import Example
+from fenlei.durable import write_json
+from fenlei.errors import ConfigError
+from fenlei.evaluation import evaluate_predictions
+from fenlei.evaluation.calibration import fit_calibration
+from fenlei.evaluation.pictures import reliability_png, risk_coverage_png
+from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.prediction import Prediction, recalibrate
+from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png
+from fenlei.training.callbacks import TRACKED
+
+_SAMPLES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Labelled rows and what the classifier says of them.
+
+    Attributes:
+        examples: the rows, each with its label.
+        predictions: one a row.
+        seconds: wall time of the predictions.
+    """
+
+    examples: Sequence[Example]
+    predictions: Sequence[Prediction]
+    seconds: float
+
+    @property
+    def gold(self) -> list[str]:
+        """The right labels."""
+        return [str(example.label) for example in self.examples]
+
+    def calibrated(self, calibration: Calibration) -> Scored:
+        """The same rows under another calibration."""
+        return replace(self, predictions=recalibrate(self.predictions, calibration))
+
+
+def require_dev_rows(settings: CalibrationConfig, rows: int) -> None:
+    """Finds out before training whether a target for abstaining can be aimed at.
+
+    Raises:
+        ConfigError: there are too few dev rows for it.
+    """
+    for name in ("target_precision", "target_coverage"):
+        if getattr(settings, name) is not None and rows < settings.min_rows:
+            raise ConfigError(
+                f"calibration.{name} needs {settings.min_rows} dev rows (calibration.min_rows), there are {rows}; "
+                "give --dev FILE or a larger data.dev_fraction, or set it after training with fenlei calibrate"
+            )
+
+
+def calibrate(dev: Scored, settings: CalibrationConfig, record: Record, step: int, console: Console) -> Calibration:
+    """Fits the calibration on the dev rows and says what came of it."""
+    fitted = fit_calibration(dev.gold, dev.predictions, settings)
+    for line in fitted.notes:
+        warning = fitted.unmet is not None and line.startswith(fitted.unmet)
+        console.print(line, style="yellow" if warning else None)
+        record.write("note", step, message=line)
+    return fitted.calibration
+
+
+def report_part(
+    part: str,
+    scored: Scored,
+    labels: Sequence[str],
+    calibration: Calibration,
+    folder: Path,
+    step: int,
+    record: Record,
+    trackers: TrackerGroup,
+) -> dict[str, Any]:
+    """Final metrics of one part: to the record, the trackers and the report folder.
+
+    Args:
+        part: ``dev`` or ``test``.
+        scored: its rows, calibrated.
+        labels: the label set.
+        calibration: what they were calibrated by.
+        folder: where ``<part>.json`` and the pictures go.
+        step: the step whose weights were used.
+        record: gets the figures.
+        trackers: get figures and pictures.
+
+    Returns:
+        The metrics.
+    """
+    metrics = evaluate_predictions(
+        scored.gold, scored.predictions, labels, seconds=scored.seconds, calibration=calibration
+    )
+    scalars = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{part}.json", metrics)
+    record.write(part, step, final=True, **scalars)
+    if part == "test":  # the dev scores have been drawn on the way
+        trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
+    title = f"{part} set"
+    confusion = confusion_matrix_png(metrics["confusion"], labels, folder / f"confusion-{part}.png", title=title)
+    reliability = reliability_png(metrics, folder / f"reliability-{part}.png", title=title)
+    risk = risk_coverage_png(metrics, folder / f"risk-coverage-{part}.png", title=title)
+    trackers.log_image(f"{part}/confusion_matrix", confusion, step, caption=f"{part}: rows right, columns predicted")
+    trackers.log_image(f"{part}/reliability", reliability, step, caption=f"{part}: before and after calibration")
+    trackers.log_image(f"{part}/risk_coverage", risk, step, caption=f"{part}: errors among the rows answered")
+    trackers.log_text(f"{part}/samples", _samples(scored), step)
+    return metrics
+
+
+def _samples(scored: Scored) -> str:
+    """A few predictions as text, the wrong ones first."""
+    pairs = sorted(
+        zip(scored.examples, scored.predictions, strict=True),
+        key=lambda p: (p[0].label == p[1].label, p[1].probability),
+    )
+    lines = [
+        f"{'right' if e.label == p.label else 'WRONG'}  {p.label} ({p.probability:.3f}), label {e.label}: {e.text[:80]}"
+        for e, p in pairs[:_SAMPLES_SHOWN]
+    ]
+    return "\n".join(lines)
