@@ -8,10 +8,12 @@ taken for the whole.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,81 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f".*.[0-9]*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def sweep_file(path: Path) -> None:
+    """Removes what killed :func:`write_bytes` of this one file left beside it; nobody else may be writing it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*{_TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
+class InUse(Exception):
+    """Another process holds what was to be locked."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock on a file or folder that is there; it ends with the process, even a killed one.
+
+    Where the system or the disk has no such locks (Windows, some network disks), nothing is kept from anybody.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """:func:`locked` on a file that is made for it and removed at the end.
+
+    Raises:
+        InUse: another process holds it.
+        OSError: it cannot be made.
+    """
+    while True:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        try:
+            handle = _lock(path)
+        except FileNotFoundError:  # its holder has just removed it
+            continue
+        if handle is None or _is_still(path, handle):
+            break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever has it open already sees that it is gone
+        if handle is not None:
+            os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(path: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise InUse(str(path)) from None
+        return None
+    return handle
 
 
 def is_disk_full(error: BaseException) -> bool:

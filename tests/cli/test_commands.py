@@ -143,7 +143,15 @@ def test_predict_keeps_the_text_of_conversations_and_the_id_column(run, fenlei, 
     row = json.loads((tmp_path / "o.jsonl").read_text("utf-8"))
     assert (row["text"], row["label"], row["input_label"]) == ("国足今晚迎战韩国队", "体育", "体育")
     (tmp_path / "d.csv").write_text("doc_id,text\nx7,国足\n", "utf-8")
-    arguments = ("predict", run, tmp_path / "d.csv", "--out", tmp_path / "o.jsonl", "data.id_column=doc_id")
+    arguments = (
+        "predict",
+        run,
+        tmp_path / "d.csv",
+        "--out",
+        tmp_path / "o.jsonl",
+        "--overwrite",
+        "data.id_column=doc_id",
+    )
     assert fenlei(*arguments, "model.device=cpu")[0] == 0
     row = json.loads((tmp_path / "o.jsonl").read_text("utf-8"))
     assert (row["id"], row["doc_id"]) == ("x7", "x7")
@@ -204,7 +212,12 @@ BAD = [
     (["predict", "{run}", "train.jsonl", "--out", "train.jsonl"], "is the input"),
     (["predict", "{run}", "absent.jsonl", "--out", "x.jsonl"], "absent.jsonl"),
     (["predict", "{run}", "notext.csv", "--out", "x.jsonl"], "notext.csv"),
-    (["predict", "{run}", "bad.jsonl", "--out", "x.jsonl"], "bad.jsonl:2"),
+    (["predict", "{run}", "bad.jsonl", "--out", "x.jsonl", "data.on_bad_row=stop"], "bad.jsonl:2"),
+    (["predict", "{run}", "train.jsonl", "--out", "old.jsonl"], "--overwrite"),
+    (["predict", "{run}", "train.jsonl", "--out", "x.jsonl", "--resume"], "nothing to resume"),
+    (["predict", "{run}", "train.jsonl", "--out", "old.jsonl", "--resume", "--overwrite"], "leave one of the two out"),
+    (["predict", "{run}", "train.jsonl", "--out", "x.jsonl", "--columns", "txt"], "did you mean 'text'"),
+    (["predict", "{run}", "train.jsonl", "--out", "x.jsonl", "--limit", "0"], "--limit"),
     (["predict", "empty", "train.jsonl", "--out", "x.jsonl"], "neither a run folder"),
     (["demo", "--model", "absent-model"], "absent-model"),
     (["convert", "absent.jsonl", "--to", "alpaca", "--out", "x.jsonl"], "absent.jsonl"),
@@ -229,6 +242,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(run, fenlei, tmp_path, tiny
     (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n", "utf-8")
     (tmp_path / "other.csv").write_text("text,label\na,教育\n", "utf-8")
     (tmp_path / "notext.csv").write_text("x,y\n1,2\n", "utf-8")
+    (tmp_path / "old.jsonl").write_text("{}\n", "utf-8")
     (tmp_path / "empty").mkdir()
     before = {p: p.read_bytes() if p.is_file() else None for p in tmp_path.rglob("*")}
     extra = ["model.offline=true"] if command[0] in {"train", "demo"} and "nonsense" not in command else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,41 @@ def activation() -> str | None:
     if shutil.which("fenlei") or not script.is_file():
         return None
     return f"source {os.path.relpath(script)}"
+
+
+@contextmanager
+def signals_stop() -> Iterator[None]:
+    """Within, Ctrl-C, SIGTERM and SIGHUP raise ``StopNow``; the next one ends the process.
+
+    For work whose state on disk is true at every instant. A signal that is ignored (``nohup``) stays ignored.
+    """
+    import os
+    import signal
+    import threading
+    from types import FrameType
+
+    from fenlei.errors import StopNow
+
+    stopping = False
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            os._exit(128 + number)
+        stopping = True
+        raise StopNow(number)
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def quiet_libraries() -> None:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fenlei.data.probe import RowCount
+    from fenlei.inference.bulk import BulkResult, Selection
+    from fenlei.inference.output import Output, OutputPaths
+
+_LOG_SECONDS = 30.0
 
 
 def predict(
@@ -12,47 +24,136 @@ def predict(
     source: str = typer.Argument(..., metavar="INPUT", help="Texts: .jsonl, .json, .csv, .tsv, .parquet or a folder."),
     overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="e.g. data.text_column=body"),
     out: Path = typer.Option(..., "--out", help="Where predictions go: .jsonl, .csv or .parquet."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the interrupted run that writes --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older --out; drop an interrupted run."),
+    limit: int | None = typer.Option(None, "--limit", metavar="N", min=1, help="Only the first N rows."),
+    columns: str | None = typer.Option(
+        None, "--columns", metavar="A,B", help="Columns of the input to carry over; '' for none. Default: all."
+    ),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),
 ) -> None:
-    """Label every text of a file, with the probability of each candidate."""
+    """Label every text of a file, with the probability of each candidate. Bad rows go to OUT.rejected.jsonl."""
     from fenlei.artifact import find_classifier
-    from fenlei.inference.files import check_output, read_input, write_predictions
+    from fenlei.cli.common import error_console, signals_stop
+    from fenlei.errors import Interrupted, StopNow
+    from fenlei.inference.bulk import Selection
+    from fenlei.inference.output import OutputPaths, open_output
 
     find_classifier(run)
-    check_output(source, out)
+    names = None if columns is None else tuple(name for part in columns.split(",") if (name := part.strip()))
+    more = [*(overrides or ()), *(["model.offline=true"] if offline else [])]
+    console = error_console()
+    try:
+        with signals_stop(), open_output(source, out, resume=resume, overwrite=overwrite) as output:
+            result = _predict(run, source, output, Selection(limit, names), more, console)
+    except StopNow as stop:
+        options = ["--limit", str(limit)] if limit else []
+        options += ["--columns", columns] if columns is not None else []
+        words = ["fenlei", "predict", str(run), source, *more, "--out", str(out), *options]
+        message = _advice(OutputPaths.of(out), words, overwrite)
+        raise Interrupted(f"interrupted; {message}", stop.signal_number) from None
+    _summary(console, result)
+
+
+def _predict(
+    run: Path, source: str, output: Output, selection: Selection, overrides: list[str], console: Console
+) -> BulkResult:
+    from fenlei.artifact import MANIFEST, find_classifier, sha256_of
     from fenlei.classifier import TextClassifier
-    from fenlei.cli.common import error_console, quiet_libraries
+    from fenlei.cli.common import quiet_libraries
+    from fenlei.inference.bulk import predict_file
 
     quiet_libraries()
-    console = error_console()
-    more = ["model.offline=true"] if offline else []
-    classifier = TextClassifier.load(run, overrides=[*(overrides or ()), *more])
-    config = classifier.config
-    rows = read_input(source, config.data, classifier.labels, rejected_to=out, offline=config.model.offline)
-    with _bar(console, len(rows.examples)) as advance:
-        predictions = classifier.classify(rows.examples, progress=advance)
-    write_predictions(out, rows, predictions)
-    shortened = sum(p.truncated for p in predictions)
-    note = f"; {shortened} long texts were shortened" if shortened else ""
-    console.print(f"{len(predictions)} predictions in {out}{note}", soft_wrap=True)
-    if rows.rejected:
-        console.print(f"{len(rows.rejected)} bad rows left out: {out}.rejected.jsonl", style="yellow")
-
-
-def _bar(console: object, total: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from contextlib import contextmanager
-
-    from rich.progress import Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def shown():  # type: ignore[no-untyped-def]  # noqa: ANN202
-        columns = (
-            *Progress.get_default_columns()[:2],
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
+    # bad rows are put aside, unless the user has said otherwise
+    classifier = TextClassifier.load(run, overrides=["data.on_bad_row=skip", *overrides])
+    with _Bar(console) as bar:
+        return predict_file(
+            classifier,
+            source,
+            output,
+            classifier_sha256=sha256_of(find_classifier(run) / MANIFEST),
+            selection=selection,
+            progress=bar,
         )
-        with Progress(*columns, console=console) as bar:  # type: ignore[arg-type]
-            task = bar.add_task("predicting", total=total)
-            yield lambda done: bar.advance(task, done)
 
-    return shown()
+
+def _advice(paths: OutputPaths, command: Sequence[str], overwrite: bool) -> str:
+    import shlex
+
+    if paths.journal.exists():
+        return f"what is done is kept. Go on with: {shlex.join([*command, '--resume'])}"
+    return f"{paths.shown} is complete" if paths.out.exists() and not overwrite else "nothing was written yet"
+
+
+def _summary(console: Console, result: BulkResult) -> None:
+    counts = result.counts
+    notes = [f"{counts.shortened} long texts were shortened"] if counts.shortened else []
+    notes += [f"{counts.abstained} without an answer (abstained)"] if counts.abstained else []
+    console.print("; ".join([f"{counts.written} predictions in {result.out}", *notes]), soft_wrap=True)
+    console.print(f"{counts.read} rows read = {counts.written} written + {counts.rejected} rejected", soft_wrap=True)
+    if result.rejected is not None:
+        console.print(
+            f"{counts.rejected} bad rows left out, with reasons: {result.rejected}", style="yellow", soft_wrap=True
+        )
+
+
+class _Bar:
+    """Rows, rows a second and the time left: a bar on a terminal, a line every half minute elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = console
+        self._bar = Progress(
+            TextColumn("predicting"), BarColumn(), TextColumn("{task.fields[state]}"), console=console, transient=True
+        )
+        self._task = self._bar.add_task("", total=None, state="")
+        self._total: RowCount | None = None
+        self._done = self._before = 0
+        self._begin = self._said = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, done: int, total: RowCount | None) -> None:
+        """Prediction begins; so many rows are done already."""
+        self._total, self._done, self._before = total, done, done
+        self._begin = self._said = time.monotonic()
+        if self._console.is_terminal:
+            self._bar.start()
+        self.advance(0)
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done."""
+        self._done += rows
+        if self._total is not None and not self._total.exact and self._done > self._total.rows:
+            self._total = None  # it was an estimate, and too low
+        state, now = self._state(), time.monotonic()
+        if self._console.is_terminal:
+            total = self._total.rows if self._total else None
+            self._bar.update(self._task, completed=self._done, total=total, state=state)
+        elif now - self._said >= _LOG_SECONDS:
+            self._said = now
+            self._console.print(state)
+
+    def note(self, text: str) -> None:
+        """What is being done that is no prediction."""
+        self._console.print(text)
+
+    def _state(self) -> str:
+        seconds = time.monotonic() - self._begin
+        speed = (self._done - self._before) / seconds if seconds > 0 else 0.0
+        parts = [f"{self._done:,} rows"]
+        if self._total is not None:
+            about = "" if self._total.exact else "about "
+            parts = [f"{self._done:,} of {about}{self._total.rows:,} rows"]
+        if speed > 0:
+            parts.append(f"{speed:,.1f} rows/s")
+            if self._total is not None:
+                left = (self._total.rows - self._done) / speed
+                hours, rest = divmod(int(left) + 1, 3600)
+                parts.append(f"{hours}:{rest // 60:02}:{rest % 60:02} left")
+        return ", ".join(parts)

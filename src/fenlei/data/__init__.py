@@ -3,7 +3,15 @@
 from fenlei.data.columns import Columns, detect_columns, to_example
 from fenlei.data.example import Example
 from fenlei.data.labels import LabelSet
-from fenlei.data.readers import ReadResult, Rejected, iter_rows, read_examples, write_rejected
+from fenlei.data.readers import (
+    ReadResult,
+    Rejected,
+    StreamedRow,
+    iter_rows,
+    read_examples,
+    stream_examples,
+    write_rejected,
+)
 from fenlei.data.splits import stratified_split
 
 __all__ = [
@@ -12,10 +20,12 @@ __all__ = [
     "LabelSet",
     "ReadResult",
     "Rejected",
+    "StreamedRow",
     "detect_columns",
     "iter_rows",
     "read_examples",
     "stratified_split",
+    "stream_examples",
     "to_example",
     "write_rejected",
 ]

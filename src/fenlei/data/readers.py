@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fenlei.config import DataConfig
 from fenlei.data import hub
@@ -38,6 +38,24 @@ class Rejected:
     source: str
     reason: str
     row: Any
+
+
+class StreamedRow(NamedTuple):
+    """One row of a source, good or bad.
+
+    Attributes:
+        source: ``file:line``.
+        found: the row as found: its values, its fields, or its text.
+        columns: which columns of its file are used; None where no row of the file can be read.
+        example: what was made of it; None for a bad row.
+        reason: what is wrong with a bad row.
+    """
+
+    source: str
+    found: Any
+    columns: Columns | None
+    example: Example | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,26 +103,64 @@ def read_examples(
     Raises:
         DataError: the source cannot be read, has no usable row, or has bad rows (the first ten are listed).
     """
-    if labels is None and config.labels is not None:
-        labels = LabelSet(config.labels, descriptions=config.descriptions, aliases=config.aliases)
-    check = _Check(config, need_label, labels)
     collected = _Collected(str(source), keep=config.on_bad_row == "skip")
     columns: Columns | None = None
-    for table in _tables(source, config.encoding, role, config.split, offline, config.train):
-        head, rest = _peek(table.rows)
-        good = [row.values for row in head if row.values is not None]
-        if not head:
-            continue
-        if not good:
-            collected.add_all_bad(table.name, itertools.chain(head, rest))
-            continue
-        found = detect_columns(good, config, need_label, table.name)
-        columns = columns or found
-        for row in itertools.chain(head, rest):
-            collected.add(table.name, row, check, found)
+    for row in stream_examples(source, config, need_label=need_label, role=role, offline=offline, labels=labels):
+        columns = columns or row.columns
+        collected.add(row)
     collected.finish(rejected_path)
     assert columns is not None
     return ReadResult(collected.examples, collected.rejected, collected.read, columns)
+
+
+def stream_examples(
+    source: str | Path,
+    config: DataConfig,
+    *,
+    need_label: bool = True,
+    role: str = "train",
+    offline: bool = False,
+    labels: LabelSet | None = None,
+) -> Iterator[StreamedRow]:
+    """Streams the rows of a source, good and bad, in constant memory (``.json`` alone is loaded whole).
+
+    Args:
+        source: as for :func:`read_examples`.
+        config: columns, aliases, labels, encoding; ``on_bad_row`` is the caller's affair.
+        need_label: rows without a fitting label are bad.
+        role: ``train``, ``dev``, ``test`` or ``predict``: which split of a hub data set or folder.
+        offline: hub data sets from local caches only.
+        labels: the labels of a trained model; a row with another label or candidate is bad. Default:
+            ``config.labels`` where given.
+
+    Raises:
+        DataError: the source cannot be read, or has no column with texts.
+    """
+    if labels is None and config.labels is not None:
+        labels = LabelSet(config.labels, descriptions=config.descriptions, aliases=config.aliases)
+    check = _Check(config, need_label, labels)
+    for table in _tables(source, config.encoding, role, config.split, offline, config.train):
+        head, rest = _peek(table.rows)
+        good = [row.values for row in head if row.values is not None]
+        columns = detect_columns(good, config, need_label, table.name) if good else None
+        for row in itertools.chain(head, rest):
+            yield check.read(table.name, row, columns)
+
+
+def require_good_rows(source: str | Path, rows: Iterable[StreamedRow]) -> None:
+    """Reads rows to their end for ``on_bad_row=stop``: before any work is done with the good ones.
+
+    Raises:
+        DataError: there are bad rows (the first ten are listed), or no rows.
+    """
+    collected = _Collected(str(source), keep=False)
+    for row in rows:
+        if row.example is None:
+            collected.add(row)
+        else:
+            collected.read += 1
+    if collected.bad or not collected.read:
+        collected.finish(None)
 
 
 def iter_rows(
@@ -159,6 +215,19 @@ class _Check:
                 raise DataError(f"column {columns.candidates or columns.text!r}: {self.labels.unknown(name)}")
         return example
 
+    def read(self, name: str, row: RawRow, columns: Columns | None) -> StreamedRow:
+        """The row with its Example, or with the reason why there is none."""
+        where = f"{name}:{row.line}"
+        if row.values is None:
+            return StreamedRow(where, row.raw, columns, None, row.reason)
+        if columns is None:
+            reason = "came after thousands of unreadable rows; the columns were not settled"
+            return StreamedRow(where, row.values, columns, None, reason)
+        try:
+            return StreamedRow(where, row.values, columns, self(row.values, columns, where, row.line))
+        except DataError as error:
+            return StreamedRow(where, row.values, columns, None, str(error))
+
 
 class _Collected:
     """Rows as they come in; read = used + rejected holds at every moment."""
@@ -171,41 +240,27 @@ class _Collected:
         self.read = 0
         self.bad = 0
 
-    def add(self, name: str, row: RawRow, check: _Check, columns: Columns) -> None:
+    def add(self, row: StreamedRow) -> None:
         self.read += 1
-        where = f"{name}:{row.line}"
-        if row.values is None:
-            self._reject(Rejected(where, row.reason, row.raw))
+        if row.example is not None:
+            self.examples.append(row.example)
             return
-        try:
-            self.examples.append(check(row.values, columns, where, row.line))
-        except DataError as error:
-            self._reject(Rejected(where, str(error), row.values))
-
-    def add_all_bad(self, name: str, rows: Iterable[RawRow]) -> None:
-        """Counts the rows of a table of which no row could be read."""
-        for row in rows:
-            self.read += 1
-            reason = row.reason or "came after thousands of unreadable rows; the columns were not settled"
-            self._reject(Rejected(f"{name}:{row.line}", reason, row.raw if row.values is None else row.values))
-
-    def _reject(self, row: Rejected) -> None:
         self.bad += 1
         if self.keep or len(self.rejected) < SHOWN:  # a run that will stop needs no more than it shows
-            self.rejected.append(row)
+            self.rejected.append(Rejected(row.source, row.reason, row.found))
 
     def finish(self, rejected_path: Path | None) -> None:
         """Writes the rejected rows, or raises over them."""
         if self.read == 0:
             raise DataError(f"{self.source}: no rows; expected at least one row with a text")
         if self.bad and not self.keep:
-            raise DataError(self._listing() + "\nMend them, or set data.on_bad_row=skip to set them aside")
+            raise DataError(self.listing() + "\nMend them, or set data.on_bad_row=skip to set them aside")
         if self.rejected and rejected_path is not None:
             write_rejected(rejected_path, self.rejected)
         if not self.examples:
-            raise DataError(self._listing() + "\nNo row is left to use")
+            raise DataError(self.listing() + "\nNo row is left to use")
 
-    def _listing(self) -> str:
+    def listing(self) -> str:
         lines = [f"{self.source}: {self.bad} of {self.read} rows cannot be used:"]
         lines += [f"  {row.source}: {row.reason}" for row in self.rejected[:SHOWN]]
         if self.bad > SHOWN:
@@ -221,8 +276,13 @@ def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
     """
     with atomic_text(Path(path)) as handle:
         for row in rows:
-            values = {"source": row.source, "reason": row.reason, "row": row.row}
-            handle.write(clean_text(json.dumps(values, ensure_ascii=False, default=str)) + "\n")
+            handle.write(rejected_line(row.source, row.reason, row.row))
+
+
+def rejected_line(source: str, reason: str, row: Any) -> str:
+    """A rejected row as a line of JSON."""
+    values = {"source": source, "reason": reason, "row": row}
+    return clean_text(json.dumps(values, ensure_ascii=False, default=str)) + "\n"
 
 
 def input_files(source: str | Path) -> list[Path]:

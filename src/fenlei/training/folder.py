@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fenlei.artifact import read_json
 from fenlei.config import RunConfig
-from fenlei.durable import sweep, write_json, write_text
+from fenlei.durable import InUse, locked, sweep, write_json, write_text
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
@@ -90,30 +88,14 @@ def sole_user(run_dir: Path) -> Iterator[None]:
         TrainingError: another process is training here.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    handle = _lock(run_dir)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run_dir))
+        except InUse:
             raise TrainingError(
-                f"{folder}: another process is training here; wait for it, or choose another --out"
+                f"{run_dir}: another process is training here; wait for it, or choose another --out"
             ) from None
-        return None
-    return handle
+        yield
 
 
 def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:
