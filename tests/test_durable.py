@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,61 @@ def test_a_full_disk_under_a_classifier(tmp_path, monkeypatch):
             write(tmp_path / "c", b"second")
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
     assert (tmp_path / "c" / "adapter" / "adapter_model.safetensors").read_bytes() == b"first"
+
+
+def holder(tmp_path, path) -> subprocess.Popen:
+    """A process that has the lock, once it says so."""
+    code = (
+        "import sys, pathlib; from fenlei.durable import lock_file\n"
+        "with lock_file(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
+    pytest.importorskip("fcntl")
+    path = tmp_path / "x.lock"
+    process = holder(tmp_path, path)
+    with pytest.raises(durable.InUse), durable.lock_file(path):
+        pass
+    with pytest.raises(durable.InUse), durable.locked(path):
+        pass
+    assert path.exists(), "the lock of another process is not taken away"
+    process.kill()
+    process.wait()
+    assert path.exists()
+    with durable.lock_file(path):
+        assert path.exists()
+    assert not path.exists()
+    with durable.locked(tmp_path), pytest.raises(durable.InUse), durable.locked(tmp_path):
+        pass
+
+
+def test_a_lock_file_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    path, lock, removed = tmp_path / "x.lock", durable._lock, []
+
+    def too_late(file):
+        handle = lock(file)
+        if not removed:
+            file.unlink()  # as its holder does at its end, after this process opened it
+            removed.append(file)
+        return handle
+
+    monkeypatch.setattr(durable, "_lock", too_late)
+    with durable.lock_file(path):
+        assert path.exists(), "a new file was made and locked"
+        with pytest.raises(durable.InUse), durable.lock_file(path):
+            pass
+
+
+def test_sweeping_one_file_leaves_the_others(tmp_path):
+    for name in (".a.json.123.tmp", ".b.json.123.tmp", "a.json", ".a[1].json.7.tmp"):
+        (tmp_path / name).write_text("x")
+    durable.sweep_file(tmp_path / "a.json")
+    durable.sweep_file(tmp_path / "a[1].json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.json.123.tmp", "a.json"]
