@@ -85,7 +85,8 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         str(folder / "dev.jsonl"), "--model", args.model, "--out", str(folder / "run"), "tracking.trackers=[]",
         f"train.seed={seed}", *settings(args),
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"fenlei train ended with exit code {code}")
     trained = time.monotonic() - started
     from fenlei import TextClassifier
 

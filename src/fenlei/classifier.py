@@ -15,7 +15,7 @@ from fenlei.data import Example, LabelSet, ReadResult, read_examples
 from fenlei.errors import ArtifactError, DataError, FenleiError
 from fenlei.inference.loading import load_predictor, stored_settings
 from fenlei.inference.predictor import Predictor
-from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.calibration import Calibration, check_settings
 from fenlei.modeling.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -263,6 +263,7 @@ class TextClassifier:
         values = {"method": method, "signal": signal or predictor.calibration.signal, "threshold": threshold}
         values |= {"target_precision": target_precision, "target_coverage": target_coverage}
         settings = RunConfig.build({"calibration": values}).calibration
+        check_settings(settings)
         rows, gold, rejected = self._labelled(data, y, "dev", rejected_path)
         if len(rows) < settings.min_rows:
             raise DataError(f"{len(rows)} rows are too few to calibrate on; give {settings.min_rows} or more")

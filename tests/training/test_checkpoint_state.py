@@ -305,13 +305,9 @@ def test_a_finished_run_takes_no_further_step(interrupted, train_file, monkeypat
 def test_early_stopping_stays_stopped(tmp_path, train_file, tiny_settings, monkeypatch):
     from fenlei.training import run as run_module
 
-    real = run_module._Session._score
-
-    def flat(self, examples):
-        metrics, predictions = real(self, examples)
-        return {**metrics, "macro_f1": 0.5, "log_loss": 1.0}, predictions
-
-    monkeypatch.setattr(run_module._Session, "_score", flat)
+    real = run_module._Session._score_dev
+    flat = {"macro_f1": 0.5, "log_loss": 1.0}
+    monkeypatch.setattr(run_module._Session, "_score_dev", lambda self: {**real(self), **flat})
     settings = deeper(
         tiny_settings, data={"dev_fraction": 0.34}, train={"epochs": 20, "eval_steps": 1, "early_stopping": 3}
     )

@@ -234,13 +234,8 @@ def test_best_checkpoint_by_macro_f1_is_kept_and_saved(tmp_path, train_file, tin
     from fenlei.training import run as run_module
 
     scores = iter([0.2, 0.9, 0.5, 0.4, 0.3, 0.2])
-    real = run_module._Session._score
-
-    def fake(self, examples):
-        metrics, predictions = real(self, examples)
-        return {**metrics, "macro_f1": next(scores, 0.0)}, predictions
-
-    monkeypatch.setattr(run_module._Session, "_score", fake)
+    real = run_module._Session._score_dev
+    monkeypatch.setattr(run_module._Session, "_score_dev", lambda s: {**real(s), "macro_f1": next(scores, 0.0)})
     settings = deeper(
         tiny_settings,
         data={"dev_fraction": 0.34},
@@ -257,14 +252,9 @@ def test_best_checkpoint_by_macro_f1_is_kept_and_saved(tmp_path, train_file, tin
 def test_early_stopping(tmp_path, train_file, tiny_settings, monkeypatch):
     from fenlei.training import run as run_module
 
-    real = run_module._Session._score
-    monkeypatch.setattr(
-        run_module._Session,
-        "_score",
-        lambda self, e: (
-            ({**real(self, e)[0], "macro_f1": 0.5, "log_loss": 1.0}, []) if e is self.data.dev else real(self, e)
-        ),
-    )
+    real = run_module._Session._score_dev
+    flat = {"macro_f1": 0.5, "log_loss": 1.0}
+    monkeypatch.setattr(run_module._Session, "_score_dev", lambda self: {**real(self), **flat})
     monkeypatch.setattr(run_module._Session, "_report", lambda *a, **k: None)
     settings = deeper(
         tiny_settings, data={"dev_fraction": 0.34}, train={"epochs": 20, "eval_steps": 1, "early_stopping": 3}

@@ -232,5 +232,17 @@ class Calibration:
         return cls(**dict(values))
 
 
+def check_settings(settings: CalibrationConfig) -> None:
+    """Finds out before any work whether a fixed threshold can be one of its signal.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        Calibration(signal=settings.signal, threshold=settings.threshold)
+    except ValueError as error:
+        raise ConfigError(f"calibration.{error}") from None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -16,7 +16,7 @@ from fenlei.errors import ConfigError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.calibration import fit_calibration
 from fenlei.evaluation.pictures import reliability_png, risk_coverage_png
-from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.calibration import Calibration, check_settings
 from fenlei.modeling.prediction import Prediction, recalibrate
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png
 from fenlei.training.callbacks import TRACKED
@@ -48,12 +48,17 @@ class Scored:
         return replace(self, predictions=recalibrate(self.predictions, calibration))
 
 
-def require_dev_rows(settings: CalibrationConfig, rows: int) -> None:
-    """Finds out before training whether a target for abstaining can be aimed at.
+def check_calibration(settings: CalibrationConfig, rows: int) -> None:
+    """Finds out before training whether the classifier can be calibrated as the settings want it.
+
+    Args:
+        settings: what is wanted.
+        rows: number of dev rows.
 
     Raises:
-        ConfigError: there are too few dev rows for it.
+        ConfigError: a threshold that its signal cannot have, or too few dev rows for a target.
     """
+    check_settings(settings)
     for name in ("target_precision", "target_coverage"):
         if getattr(settings, name) is not None and rows < settings.min_rows:
             raise ConfigError(

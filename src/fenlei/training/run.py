@@ -31,7 +31,7 @@ from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set, require_one_gpu
 from fenlei.training.folder import check_same_run, note_run, open_run, sole_user
-from fenlei.training.report import Scored, calibrate, report_part, require_dev_rows
+from fenlei.training.report import Scored, calibrate, check_calibration, report_part
 from fenlei.training.space import classifier_bytes, require_space
 from fenlei.training.state import restore_weights
 
@@ -121,7 +121,7 @@ def _run(
     for line in store.damaged():
         console.print(f"passed over: {line}", style="yellow")
     require_one_gpu(pick_device(config.model))
-    require_dev_rows(config.calibration, len(data.dev))
+    check_calibration(config.calibration, len(data.dev))
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
     tokenizer = load_tokenizer(folder.path, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
