@@ -5,7 +5,9 @@
 #
 # A model of the shape of Qwen1.5-7B is made of random numbers on the GPU and trained on random rows, long (384 tokens)
 # and short (87, of which 69 are the same in all), by the tutorial's script, by TRL if it is there, and by fenlei with
-# each of its speed settings changed. Needs Python with torch (CUDA), transformers, peft, accelerate, pydantic, pyyaml.
+# each of its speed settings changed, with 4-bit weights and with activation checkpointing. Needs Python with torch (CUDA), transformers, peft, accelerate, pydantic, pyyaml.
+# Measured where they are installed: liger-kernel, bitsandbytes (pip install 'fenlei[gpu]'), flash-attn where torch is
+# older than 2.13.
 # OUT (default: gpu-benchmark) gets speed.json, written after every round, speed.md and log.txt.
 #
 # PYTHON names the interpreter (default: python3). A short try: benchmarks/gpu.sh OUT --variants fenlei tutorial

@@ -112,9 +112,9 @@ def _measure(
     batches = [lengths[i : i + args.batch_size] for i in range(0, len(lengths), args.batch_size)]
     tokens = [sum(batch) for batch in batches[args.warmup :]]
     setting.say(f"{name}: {workload.about}")
-    wanted = {n: v for n, v in variants().items() if any(fnmatch.fnmatch(n, p) for p in args.variants)}
+    wanted = {n: v for n, v in variants(args.device).items() if any(fnmatch.fnmatch(n, p) for p in args.variants)}
     if not wanted:
-        raise SystemExit(f"--variants {' '.join(args.variants)}: names none of {', '.join(variants())}")
+        raise SystemExit(f"--variants {' '.join(args.variants)}: names none of {', '.join(variants(args.device))}")
     absent: list[Course] = []
     tried: list[dict[str, Any]] = []
     if TRL in wanted:

@@ -44,6 +44,35 @@ def load_base(source: ModelSource, device: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
+def _quantize(model: Any, kind: str) -> None:
+    """The decoder layers' weights in 4 bits, as loading a folder with `model.quantization` leaves them."""
+    import bitsandbytes as bnb
+    import torch
+
+    layers = model.get_decoder().layers
+    for parent in list(layers.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not torch.nn.Linear:
+                continue
+            has_bias = linear.bias is not None
+            new = bnb.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                has_bias,
+                compute_dtype=linear.weight.dtype,
+                compress_statistics=True,
+                quant_type=kind,
+                device="meta",
+            )
+            if has_bias:
+                new.bias = linear.bias
+            # quantized on its way to the device
+            new.weight = bnb.nn.Params4bit(
+                linear.weight.data.cpu(), requires_grad=False, compress_statistics=True, quant_type=kind
+            ).to(linear.weight.device)
+            setattr(parent, name, new)
+
+
 def _columns(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     """Rows with the prompt masked out of the loss, as the tutorial's tokenizing function makes them."""
     return [
@@ -172,6 +201,8 @@ def _fenlei(job: Job, pace: Any) -> Any:
         base = load_model(job.model.folder, config.model)
     else:
         base = load_base(job.model, job.device).requires_grad_(False).eval()
+        if config.model.quantization != "none":
+            _quantize(base, config.model.quantization)
         base.config.use_cache = False
     if config.train.gradient_checkpointing:
         checkpoint_activations(base)

@@ -28,6 +28,12 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "batch 16, padding-free": {"micro_batch": 16, "padding_free": True},
 }
 _CUDA_ONLY = ("batch 16", "batch 16, padding-free")
+# speed settings that matter on a GPU only, and the value that switches the part off
+_CUDA_SETTINGS = {"attention": "sdpa", "kernels": "torch"}
+_CUDA_VARIANTS: dict[str, dict[str, Any]] = {
+    "with 4-bit weights": {"model": {"quantization": "nf4"}},
+    "with checkpointing": {"train": {"gradient_checkpointing": True}},
+}
 _TRL_REPEATS = 2
 
 
@@ -84,8 +90,12 @@ class Jobs:
         return replace(self, steps=steps)
 
 
-def variants() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name -> (method, settings); of the package itself, with each of its speed settings changed."""
+def variants(device: str = "cpu") -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> (method, settings); of the package itself, with each of its speed settings changed.
+
+    Args:
+        device: on `cuda`, those that matter only there too.
+    """
     found: dict[str, tuple[str, dict[str, Any]]] = {
         REFERENCE: ("fenlei", {}),
         BASELINE: ("tutorial", {"checkpointing": True}),
@@ -94,7 +104,10 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
     }
     for field, value in speed_changes():
         word = {True: f"with {field}", False: f"without {field}"}.get(value, f"with {field}={value}")  # type: ignore[call-overload]
-        found[f"{REFERENCE} {word}"] = ("fenlei", {"config": {"speed": {field: value}}})
+        if field not in _CUDA_SETTINGS or (device == "cuda" and value == _CUDA_SETTINGS[field]):
+            found[f"{REFERENCE} {word}"] = ("fenlei", {"config": {"speed": {field: value}}})
+    for word, config in _CUDA_VARIANTS.items() if device == "cuda" else ():
+        found[f"{REFERENCE} {word}"] = ("fenlei", {"config": config})
     return found
 
 

@@ -159,12 +159,17 @@ class TestVariants:
     def test_every_speed_switch_has_a_variant(self):
         from fenlei.config import RunConfig, SpeedConfig
 
+        assert not any("attention" in name or "kernels" in name for name in variants())
+        on_gpu = set(variants("cuda")) - set(variants())
+        assert {name.removeprefix("fenlei ") for name in on_gpu} == {
+            "with attention=sdpa", "with kernels=torch", "with 4-bit weights", "with checkpointing",
+        }  # fmt: skip
         switches = [n for n, info in SpeedConfig.model_fields.items() if info.annotation is bool]
         assert switches
         changed = dict(speed_changes())
         for name in switches:
             assert changed[name] is not SpeedConfig.model_fields[name].default
-        for name, (method, settings) in variants().items():
+        for name, (method, settings) in variants("cuda").items():
             if method == "fenlei":
                 assert RunConfig().with_values(settings.get("config", {})) or name
 

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fenlei.config_parts import CalibrationConfig, Part
+from fenlei.config_parts import SpeedConfig as SpeedConfig
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
@@ -72,6 +73,8 @@ class ModelConfig(Part):
     """Where fetched and converted models are kept (default: ~/.cache/fenlei)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the base weights; `auto` is bfloat16 where the device computes in it, else float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: base weights in 4 bits (QLoRA, with the package bitsandbytes): a third of the memory, slower."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
 
@@ -186,28 +189,6 @@ class TrainConfig(Part):
     """Seed of the split, the order of rows, the adapter's start and dropout."""
 
 
-class SpeedConfig(Part):
-    """What makes training fast. Each switch leaves the mathematics as it is; they exist for measuring."""
-
-    packed: bool = True
-    """Rows of a forward pass one after the other, without padding; off: padded side by side."""
-    share_prefix: bool = True
-    """What the rows of a forward pass have in common at their beginning is computed once."""
-    fused_lora: bool = True
-    """One product for adapters that share their input; less is stored for the backward pass."""
-    fused_norm: bool = True
-    """The same for normalisation layers."""
-    fused_head: bool = True
-    """Loss from the hidden states at answer positions without a float32 copy of the logits."""
-    last_layer: bool = True
-    """The last layer's MLP at answer positions only."""
-    allocator: bool = True
-    """Freed memory is kept for the next step instead of being given back to the system (Linux, CPU)."""
-    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the adapter's products over bfloat16 weights; `auto`: a short calibration on CPU, bfloat16 on a
-    GPU. The adapter's weights and their updates are float32 in any case."""
-
-
 class TrackingConfig(Part):
     """Where the course of a run is shown. `metrics.jsonl` in the run folder is always written."""
 
@@ -263,6 +244,11 @@ class RunConfig(Part):
             raise ValueError(
                 "train.weight_decay pulls an adapter towards 0, but lora.method=pissa begins with a part of the model "
                 "itself; set train.weight_decay=0"
+            )
+        if method in ("full", "pissa") and self.model.quantization != "none":
+            raise ValueError(
+                f"lora.method={method} reads and writes whole weights, not 4-bit ones; take lora, rslora or dora, or "
+                "model.quantization=none"
             )
         if method == "full" and self.model.dtype == "float16":
             raise ValueError("lora.method=full cannot train in float16; set model.dtype=bfloat16 or float32")

@@ -41,3 +41,29 @@ class CalibrationConfig(Part):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one, or none to answer every row")
         return self
+
+
+class SpeedConfig(Part):
+    """What makes training fast. Each switch leaves the mathematics as it is; they exist for measuring."""
+
+    packed: bool = True
+    """Rows of a forward pass one after the other, without padding; off: padded side by side."""
+    share_prefix: bool = True
+    """What the rows of a forward pass have in common at their beginning is computed once."""
+    fused_lora: bool = True
+    """One product for adapters that share their input; less is stored for the backward pass."""
+    fused_norm: bool = True
+    """The same for normalisation layers."""
+    fused_head: bool = True
+    """Loss from the hidden states at answer positions without a float32 copy of the logits."""
+    last_layer: bool = True
+    """The last layer's MLP at answer positions only."""
+    allocator: bool = True
+    """Freed memory is kept for the next step instead of being given back to the system (Linux, CPU)."""
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the adapter's products over bfloat16 weights; `auto`: a short calibration on CPU, bfloat16 on a
+    GPU. The adapter's weights and their updates are float32 in any case."""
+    attention: Literal["auto", "flash", "sdpa"] = "auto"
+    """On a GPU: `flash`: FlashAttention on packed rows (torch 2.13 or package flash-attn), `auto`: if it can be had."""
+    kernels: Literal["auto", "liger", "torch"] = "auto"
+    """On a GPU, and with `fused_norm`: `liger`: the package liger-kernel for norms, positions and activation."""

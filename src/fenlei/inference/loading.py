@@ -32,7 +32,11 @@ def stored_settings(artifact: Artifact, path: Path, model: str | None = None) ->
     base = artifact.manifest["base_model"]
     try:
         values: dict[str, Any] = {
-            "model": {"spec": model or base["spec"], "dtype": base["dtype"]},
+            "model": {
+                "spec": model or base["spec"],
+                "dtype": base["dtype"],
+                "quantization": base.get("quantization", "none"),  # classifiers of earlier versions had none
+            },
             "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
             "data": {"candidates": artifact.prompt["candidates"], **artifact.prompt["columns"]},
         }

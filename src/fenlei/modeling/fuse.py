@@ -33,7 +33,10 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
     Returns:
         How many modules were replaced, by part.
     """
+    from fenlei.modeling.kernels import use_liger
+
     unfuse(model)
+    liger = speed.fused_norm and use_liger(model, speed.kernels)
     done = {"norm": 0, "projections": 0, "mlp": 0, "last_layer": 0, "head": 0}
     if speed.fused_norm:
         done["norm"] = sum(_fuse_norm(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm"))
@@ -45,12 +48,17 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
         done["last_layer"] = _narrow_last_layer(model, state)
     if speed.fused_head:
         done["head"] = _fuse_head(model, state)
+    if liger:
+        done["liger"] = 1
     state.fused = done
     return done
 
 
 def unfuse(model: Any) -> None:
     """Takes all replacements out again."""
+    from fenlei.modeling.kernels import remove_liger
+
+    remove_liger(model)
     for module in model.modules():
         module.__dict__.pop("forward", None)
         module.__dict__.pop("fenlei_shared", None)
@@ -186,7 +194,7 @@ def _fuse_norm(norm: Any) -> int:
 
     weight = getattr(norm, "weight", None)
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if weight is None or epsilon is None or weight.requires_grad:
+    if weight is None or epsilon is None or weight.requires_grad or "forward" in norm.__dict__:
         return 0
     original = norm.forward
     sample = _probe(weight.shape[0], weight, weight.dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fenlei.config import ModelConfig
-from fenlei.errors import ModelError
+from fenlei.errors import ModelError, need_extra
 
 if TYPE_CHECKING:
     import torch
@@ -90,11 +90,13 @@ def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
 
     Raises:
         ModelError: the weights cannot be loaded, do not fit the architecture, or need code of their own.
+        MissingDependency: 4-bit weights are asked for, and bitsandbytes is not there.
     """
     device = pick_device(config)
     dtype = pick_dtype(config, device)
+    quantized = _quantized(config, device, dtype)
     try:
-        model, info = _from_pretrained(folder, config, dtype)
+        model, info = _from_pretrained(folder, config, dtype, quantized)
     except Exception as error:
         raise _cannot_load("model", folder, error) from error
     missing = sorted(info.get("missing_keys", ()))
@@ -104,10 +106,43 @@ def load_model(folder: str | Path, config: ModelConfig) -> PreTrainedModel:
             f"e.g. {', '.join(missing[:3])}; fetch the model again"
         )
     model.config.use_cache = False
-    return model.requires_grad_(False).eval().to(device)
+    model = model.requires_grad_(False).eval()
+    if not quantized:
+        return model.to(device)
+    for module in model.modules():  # quantizing has put it there
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # on such CPUs bitsandbytes turns weights, at the first scoring, into a form that passes no gradients on
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
-def _from_pretrained(folder: str | Path, config: ModelConfig, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _quantized(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers is told for 4-bit weights (Dettmers et al. 2023, arXiv:2305.14314): NF4, scales quantized too.
+
+    The head, the embeddings and the norms stay in ``dtype``.
+    """
+    if config.quantization == "none":
+        return {}
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise need_extra("bitsandbytes", "gpu")
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        "device_map": {"": (device.index or 0) if device.type == "cuda" else device.type},
+    }
+
+
+def _from_pretrained(
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, quantized: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     def load(attention: str) -> Any:
@@ -119,6 +154,7 @@ def _from_pretrained(folder: str | Path, config: ModelConfig, dtype: torch.dtype
             use_safetensors=True,  # other weight files are pickles, and unpickling runs code
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
+            **quantized,
         )
 
     try:
@@ -147,4 +183,9 @@ def parameter_count(model: Any) -> tuple[int, int]:
     """Number of parameters: (trained, all)."""
     # half of a PiSSA adapter is frozen
     trained = sum(p.numel() - getattr(p, "frozen_elements", 0) for p in model.parameters() if p.requires_grad)
-    return trained, sum(p.numel() for p in model.parameters())
+    # 4-bit weights lie two in a byte
+    packed = {"Params4bit": 2}
+    return trained, sum(
+        p.numel() * p.element_size() * n if (n := packed.get(type(p).__name__)) else p.numel()
+        for p in model.parameters()
+    )

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from fenlei.modeling.varlen import Segments
+
 IMPLEMENTATION = "fenlei_packed"
 # of each attention module, by id: keys and values (Z, P, D), rotated to their positions
 KeysAndValues = dict[int, tuple["torch.Tensor", "torch.Tensor"]]
@@ -69,6 +71,7 @@ class PackedLayout:
         lengths: number of tokens of each row after the shared ones.
         positions: position of each token in its own row, ``(N,)``.
         blocks: the attention to compute.
+        segments: the same for a kernel that takes rows of different lengths; None: block by block.
     """
 
     shared: int
@@ -76,6 +79,7 @@ class PackedLayout:
     positions: torch.Tensor
     blocks: list[AttentionBlock]
     _biases: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    segments: Segments | None = None
 
     def to(self, device: torch.device) -> PackedLayout:
         """The same layout on a device."""

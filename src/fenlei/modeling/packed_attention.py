@@ -37,6 +37,10 @@ def attend(
     Returns:
         ``(N, H, D)``.
     """
+    if layout.segments is not None:
+        from fenlei.modeling.varlen import attend_segments
+
+        return attend_segments(query, key, value, layout.segments, scale, window)
     if query.device.type == "cpu":
         return _CpuAttention.apply(query, key, value, layout, scale, window)
     return _sdpa(query, key, value, layout, scale, window)

@@ -16,6 +16,7 @@ from fenlei.errors import TrainingError
 from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
 from fenlei.modeling.packed import PackedState, can_pack
+from fenlei.modeling.varlen import flash_kernel, segments_of
 from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
 from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, split_rows
@@ -74,6 +75,12 @@ class TrainingEngine:
         self._packing = PackedState.of(model)
         self._heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 16))
         self.fused = fuse(model, config.speed, self._packing, self.adapter_dtype)
+        dtype = model.get_input_embeddings().weight.dtype
+        self._flash: Callable[..., torch.Tensor] | None = None
+        if self.device.type != "cpu" or config.speed.attention == "flash":
+            wanted = config.speed.attention if state.get("flash", True) else "sdpa"
+            self._flash, words = flash_kernel(wanted, self.device, dtype)
+            say(f"attention: {words}; {'Liger kernels' if self.fused.get('liger') else 'kernels of torch'}")
         if state.get("activation_checkpointing"):
             checkpoint_activations(self.model)
 
@@ -84,7 +91,9 @@ class TrainingEngine:
             "adapter_dtype": str(self.adapter_dtype).removeprefix("torch."),
             "activation_checkpointing": checkpoints_activations(self.model),
         }
-        return {**found, "packed": self.packed} if self._checked or self._checked_alone else found
+        if self._checked or self._checked_alone:
+            found.update(packed=self.packed, flash=self._flash is not None)
+        return found
 
     def step(self, rows: Sequence[TrainingRow]) -> float:
         """Leaves the gradients of the mean loss over all answer tokens of ``rows`` in ``.grad``, which must be empty.
@@ -174,9 +183,12 @@ class TrainingEngine:
         return loss
 
     def _collate(self, group: Sequence[TrainingRow]) -> MicroBatch:
-        if self.packed:
-            return packed_batch(group, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
-        return padded_batch(group, self.pad_id).to(self.device)
+        if not self.packed:
+            return padded_batch(group, self.pad_id).to(self.device)
+        batch = packed_batch(group, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
+        if self._flash is not None and batch.layout is not None:
+            batch.layout.segments = segments_of(batch.layout, self._flash)
+        return batch
 
     def _forward_backward(self, batch: MicroBatch, total: int) -> float:
         if batch.layout is None:
@@ -213,26 +225,35 @@ class TrainingEngine:
         few = sorted(rows, key=lambda r: len(r.input_ids))[:2]
         # a row alone, such as the last one of an epoch, says nothing about rows that must not see each other
         self._checked, self._checked_alone = len(few) == 2, True
+        if self._agrees(few):
+            return
+        if self._flash is not None:
+            self._flash = None
+            self._say("FlashAttention does not give what separate rows give; scaled_dot_product_attention is used")
+            if self._agrees(few):
+                return
+        self.packed = False
+        self._say("this model's rows cannot be packed; they are padded side by side, which is slower")
+
+    def _agrees(self, few: Sequence[TrainingRow]) -> bool:
+        """Whether packed rows have the losses of separate ones."""
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 apart = torch.cat([self._losses(padded_batch([r], self.pad_id).to(self.device)) for r in few])
-                batch = packed_batch(few, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
+                batch = self._collate(few)
                 assert batch.layout is not None
                 with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
                     together = self._losses(batch)
             bfloat16 = self.model.get_input_embeddings().weight.dtype != torch.float32
-            agree = torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
+            return torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
         except (RuntimeError, TypeError, AttributeError) as error:
             if out_of_memory(error):
                 raise
-            agree = False
+            return False
         finally:
             self.model.train(training)
-        if not agree:
-            self.packed = False
-            self._say("this model's rows cannot be packed; they are padded side by side, which is slower")
 
     def _shrink(self, rows: Sequence[TrainingRow], reason: str) -> None:
         gc.collect()

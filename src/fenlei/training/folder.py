@@ -54,7 +54,8 @@ def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None
     Raises:
         TrainingError: model, prompt, adapter, labels or training rows are not those of the run.
     """
-    identity, stored = _identity(config, data), read_json(run_dir / _IDENTITY)
+    # runs of earlier versions do not say: they had none
+    identity, stored = _identity(config, data), {"model.quantization": "none", **read_json(run_dir / _IDENTITY)}
     # a run that began before there was this setting had its default
     stored = {"prompt.answer": "name", **stored}
     changed = [key for key in identity if stored.get(key) != identity[key]]
@@ -106,6 +107,7 @@ def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:
         digest.update(json.dumps(row, ensure_ascii=True).encode())
     identity: dict[str, Any] = {
         "model.spec": config.model.spec,
+        "model.quantization": config.model.quantization,
         "data.candidates": config.data.candidates,
         "labels": list(data.labels.names),
         "training rows": f"{len(data.train)} rows, sha256 {digest.hexdigest()[:16]}",

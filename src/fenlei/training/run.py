@@ -185,6 +185,7 @@ class _Session:
             "source": self.folder.source,
             "revision": self.folder.revision,
             "dtype": config.model.dtype,
+            "quantization": config.model.quantization,
             # a folder or GGUF file is found again from anywhere on this machine
             "path": str(self.folder.path.resolve()) if self.folder.source in ("folder", "gguf") else None,
             "sha256": self.folder.weights_sha256(),
