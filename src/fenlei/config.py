@@ -159,7 +159,7 @@ class TrainConfig(Part):
     batch_size: int = Field(default=16, ge=1)
     """Rows an optimizer step, over all devices."""
     micro_batch_tokens: int | None = Field(default=None, ge=16)
-    """Most tokens in one forward pass, shared ones counted once; by default 768 on CPU, and on a GPU what a dry run
+    """Most tokens in one forward pass, shared ones counted once; by default 1152 on CPU, and on a GPU what a dry run
     on the longest rows finds to fit. Changes memory and speed, not the result of a step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Most rows in one forward pass; by default as many as `micro_batch_tokens` allows."""

@@ -21,7 +21,8 @@ from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
 from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, split_rows
 
-_CPU_TOKENS = 768
+# three rows of 384: a tenth faster than two, in a third of the tutorial's memory (docs/benchmarks.md)
+_CPU_TOKENS = 1152
 _GPU_TOKENS = (2048, 4096, 8192, 16384)
 _MOST_GPU_MEMORY = 0.85
 # CUDA; torch's allocator on Windows, and on Linux and macOS; cuBLAS for its workspace
