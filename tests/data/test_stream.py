@@ -121,3 +121,32 @@ def test_a_folder_is_its_data_files(tmp_path):
     assert fingerprint(folder) != before
     (folder / "b.jsonl").rename(folder / "c.jsonl")
     assert estimate_rows(folder) == RowCount(60, False)
+
+
+MEMORY = """
+import sys
+import pyarrow
+from fenlei.config import DataConfig
+from fenlei.data import stream_examples
+rows = sum(1 for _ in stream_examples(sys.argv[1], DataConfig(), need_label=False))
+print(rows, pyarrow.default_memory_pool().max_memory())
+"""
+
+
+@pytest.mark.parametrize("group", [2000, 20_000])
+def test_a_large_parquet_file_is_not_held_in_memory(tmp_path, group):
+    """40 MB, in ten row groups or one."""
+    import os
+    import subprocess
+    import sys
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": [os.urandom(1000).hex() for _ in range(20_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=group)
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, most = map(int, done.stdout.split())
+    assert rows == 20_000
+    assert most < 20e6

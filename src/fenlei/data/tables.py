@@ -309,7 +309,8 @@ def _parquet(path: Path, encoding: str | None) -> Iterator[RawRow]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as table:
+        # as it comes pyarrow would hold the whole file, or at least a whole row group, in memory
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as table:
             names = list(table.schema_arrow.names)
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
