@@ -15,9 +15,10 @@ from fenlei.prompting.plain import PlainTokenizer
 LABELS = LabelSet(["Sports", "Space", "体育"])
 _PIECES = [
     "国足今晚迎战韩国队", "，", "。", "！\n", "\n\n", " ", "   ", "\t", "a", "I'll", "don't ", "word", "Word.", "\r\n",
-    "3.14", "2026", "\x00", "\ud800", "\udfff", "\ufffd", "e\u0301", "\u0301", "\uac01", "\u1100\u1161\u11a8", "ﬁ", "ß", "\u0130", "\u200b",
-    "\u2028", "\ufeff", "👩‍👩‍👧", "𠮷", "<|im_end|>", "<|im_start|>assistant\n", "<tool_call>", "<|endoftext|>", "ſ", "'",
-    "…", "——", "“引号”", "カタカナ", "ひらがな", ";", "；", "\u037e", "x" * 50, "啊" * 40, "\n" * 30, "!" * 30,
+    "3.14", "2026", "\x00", "\ud800", "\udfff", "\ufffd", "e\u0301", "\u0301", "\uac01", "\u1100\u1161\u11a8", "ﬁ",
+    "ß", "\u0130", "\u200b", "\u2028", "\ufeff", "👩‍👩‍👧", "𠮷", "<|im_end|>", "<|im_start|>assistant\n", "<tool_call>",
+    "<|endoftext|>", "ſ", "'", "…", "——", "“引号”", "カタカナ", "ひらがな", ";", "；", "\u037e", "x" * 50, "啊" * 40,
+    "\n" * 30, "!" * 30,
 ]  # fmt: skip
 
 

@@ -302,20 +302,41 @@ class PromptEncoder:
                 kept.append((first.ids, False))
         return kept
 
+    def read_spans(self, example: Example, candidates: Sequence[str] | None = None) -> list[tuple[int, int]]:
+        """Which characters ``[start, end)`` of a row's text its prompt holds: the whole text, or what truncation keeps.
+
+        The last character of a span may be part of a word that was cut.
+        """
+        names, wording = self.candidates_of(example) if candidates is None else (tuple(dict.fromkeys(candidates)), None)
+        tokens = self._plain.encode_batch([example.text])[0]
+        budget, whole = self._frame(names, wording).budget, len(example.text)
+        if len(tokens.ids) <= budget:
+            return [(0, whole)]
+        end, start = self._cuts(tokens, tokens, budget)
+        spans = [(0, tokens.span(end - 1)[1])] if end else []
+        return [*spans, (tokens.span(start)[0], whole)] if start < len(tokens.ids) else spans
+
     def _shorten(self, first: Tokens, last: Tokens, budget: int) -> list[int]:
-        """At most ``budget`` ids of a text.
+        """At most ``budget`` ids of a text; see :meth:`_cuts`."""
+        end, start = self._cuts(first, last, budget)
+        head, tail = first.ids[:end], last.ids[start:]
+        return [*head, *self._ellipsis, *tail] if self.config.truncation == "head_tail" and tail else head + tail
+
+    def _cuts(self, first: Tokens, last: Tokens, budget: int) -> tuple[int, int]:
+        """Where a text is cut that has more than ``budget`` tokens.
 
         Args:
             first: begins with the text's first ``budget + 1`` tokens at least.
             last: ends with its last ``budget + 1`` tokens at least.
             budget: tokens that there is room for.
+
+        Returns:
+            The end of what is kept of ``first`` and the start of what is kept of ``last``.
         """
-        kind = self.config.truncation
+        kind, count = self.config.truncation, len(last.ids)
         room = budget - len(self._ellipsis)
         if kind == "tail":
-            return last.ids[last.cut_start(len(last.ids) - budget) :]
+            return 0, last.cut_start(count - budget)
         if kind == "head" or room < 2:  # no place for two ends and a mark
-            return first.ids[: first.cut_end(budget)]
-        head = first.ids[: first.cut_end(room - room // 2)]
-        tail = last.ids[last.cut_start(len(last.ids) - room // 2) :]
-        return [*head, *self._ellipsis, *tail]
+            return first.cut_end(budget), count
+        return first.cut_end(room - room // 2), last.cut_start(count - room // 2)
