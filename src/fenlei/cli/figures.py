@@ -20,7 +20,7 @@ def calibration_line(metrics: Mapping[str, Any]) -> str:
     if calibration.get("threshold") is None:
         return f"{head}every row answered, AURC {metrics['aurc']:.4f}"
     answered = metrics["answered_accuracy"]
-    right = f", accuracy of the {metrics['answered']} others {answered:.4f}" if answered is not None else ""
+    right = f", accuracy of the {metrics['answered']} answers {answered:.4f}" if answered is not None else ""
     return (
         f"{head}abstained from {metrics['abstain_rate']:.1%} ({calibration['signal']} below "
         f"{calibration['threshold']:.4g}){right}, AURC {metrics['aurc']:.4f}"
