@@ -299,6 +299,16 @@ def test_rows_with_different_beginnings_and_candidates(model, way):
         assert one == pytest.approx(other, abs=1e-4)
 
 
+def test_long_rows_cut_into_blocks(model, monkeypatch):
+    from fenlei.modeling.packed import BlockSize
+
+    monkeypatch.setattr(BlockSize, "of", classmethod(lambda cls, model: cls(4, queries=7)))
+    requests = mixed_requests()
+    found = CandidateScorer(model, 0).score(requests)
+    for one, request in zip(found, requests, strict=True):
+        assert one == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+
+
 def test_batched_equals_single(model):
     """Rows of every length and kind in one call, in any batch size, give what each gives alone, in order."""
     requests = [

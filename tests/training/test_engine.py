@@ -124,21 +124,32 @@ def test_other_architectures(kind):
     assert not said
 
 
+@pytest.mark.parametrize("queries", [1, 7, 16])
+def test_long_rows_cut_into_blocks(queries, monkeypatch):
+    """Rows of a block end within different pieces, and some before the last one begins."""
+    from fenlei.modeling.packed import BlockSize
+
+    monkeypatch.setattr(BlockSize, "of", classmethod(lambda cls, model: cls(4, queries=queries)))
+    model, rows = make_model(), make_rows(low=30, high=40)
+    expected = plain(model, rows)
+    assert_same(run(engine_of(model), rows), expected, 5e-5)
+
+
 def test_shared_tokens_that_see_only_one_row_would_be_seen(monkeypatch):
     """Negative control: with the gradient of the second row's look at the shared tokens lost, the test above fails."""
     from fenlei.modeling import packed
 
     model, rows = make_model(), make_rows()
     expected = plain(model, rows)
-    block = packed.causal_block
+    block = packed._causal_block
 
-    def blind(starts, lengths, shared, before=0):
-        made = block(starts, lengths, shared, before)
+    def blind(starts, lengths, shared, *rest):
+        made = block(starts, lengths, shared, *rest)
         if shared and made.keys.shape[1] > made.queries.shape[1]:
             made.keys[-1, 0] = made.keys[-1, 1]
         return made
 
-    monkeypatch.setattr(packed, "causal_block", blind)
+    monkeypatch.setattr(packed, "_causal_block", blind)
     engine = engine_of(model)
     engine._checked = True
     found = run(engine, rows)

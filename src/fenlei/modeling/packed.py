@@ -30,8 +30,30 @@ IMPLEMENTATION = "fenlei_packed"
 KeysAndValues = dict[int, tuple["torch.Tensor", "torch.Tensor"]]
 # Rows of a block are padded to its longest; a shorter row than this share of it begins a block of its own.
 _SHORTEST_IN_BLOCK = 0.75
-# Most attention scores (all heads) of one block; more would leave the processor's cache.
-_MOST_SCORES = 1 << 22
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """How large a block of attention may become.
+
+    Attributes:
+        heads: H.
+        scores: most attention scores of a block, all heads: on a CPU, more would leave the processor's cache.
+        queries: most queries of a row in a block. A longer row is cut into several, so that fewer scores are computed
+            that causality hides.
+    """
+
+    heads: int = 16
+    scores: int = 1 << 22
+    queries: int = 128
+
+    @classmethod
+    def of(cls, model: Any) -> BlockSize:
+        """The size that suits a model where it is."""
+        heads = int(getattr(model.config.get_text_config(), "num_attention_heads", cls.heads))
+        if next(model.parameters()).device.type == "cpu":
+            return cls(heads)
+        return cls(heads, scores=1 << 28, queries=1 << 20)  # few and large: every kernel has to be started
 
 
 @dataclass(frozen=True)
@@ -117,19 +139,20 @@ class PackedLayout:
         return self._biases[key]
 
 
-def pack(rows: Sequence[Sequence[int]], shared: int, heads: int = 16) -> tuple[list[int], PackedLayout]:
+def pack(rows: Sequence[Sequence[int]], shared: int, size: BlockSize | None = None) -> tuple[list[int], PackedLayout]:
     """Lays rows out behind their first ``shared`` tokens, which must be equal in all of them.
 
     Args:
         rows: token ids of each row; each longer than ``shared``.
         shared: P; 0 for rows that have nothing in common.
-        heads: number of query heads, for the size of blocks.
+        size: of the blocks of attention.
 
     Returns:
         The packed token ids and the layout.
     """
     import torch
 
+    size = size or BlockSize()
     rest = [list(row[shared:]) for row in rows]
     ids = list(rows[0][:shared])
     positions = list(range(shared))
@@ -138,20 +161,41 @@ def pack(rows: Sequence[Sequence[int]], shared: int, heads: int = 16) -> tuple[l
         starts.append(len(ids))
         ids += part
         positions += range(shared, shared + len(part))
-    blocks = [causal_block([0], [shared], 0)] if shared else []
-    for members in alike([len(part) for part in rest], shared, heads):
-        blocks.append(causal_block([starts[i] for i in members], [len(rest[i]) for i in members], shared))
+    blocks = causal_blocks([0], [shared], 0, size) if shared else []
+    blocks += causal_blocks(starts, [len(part) for part in rest], shared, size)
     return ids, PackedLayout(shared, tuple(len(p) for p in rest), torch.tensor(positions), blocks)
 
 
-def alike(lengths: Sequence[int], shared: int, heads: int) -> Iterator[list[int]]:
+def causal_blocks(
+    starts: Sequence[int], lengths: Sequence[int], shared: int, size: BlockSize, before: int = 0
+) -> list[AttentionBlock]:
+    """The attention of rows on the shared tokens and, causally, on themselves.
+
+    Args:
+        starts: place of each row's first token.
+        lengths: number of tokens of each row.
+        shared: P; they are the first tokens of the sequence, or were computed before.
+        size: of the blocks.
+        before: number of tokens that were computed before: P or 0.
+    """
+    blocks = []
+    for members in alike(lengths, shared, size):
+        first, long = [starts[i] for i in members], [lengths[i] for i in members]
+        pieces = -(-max(long) // size.queries)
+        ends = [max(long) * (piece + 1) // pieces for piece in range(pieces)]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            blocks.append(_causal_block(first, long, shared, before, begin, end))
+    return blocks
+
+
+def alike(lengths: Sequence[int], shared: int, size: BlockSize) -> Iterator[list[int]]:
     """Groups of rows, by index, that one block may hold: of near-equal length, and not too many scores."""
     members: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if members:
             longest = lengths[members[0]]
-            scores = (len(members) + 1) * heads * longest * (shared + longest)
-            if lengths[i] < _SHORTEST_IN_BLOCK * longest or scores > _MOST_SCORES:
+            scores = (len(members) + 1) * size.heads * min(longest, size.queries) * (shared + longest)
+            if lengths[i] < _SHORTEST_IN_BLOCK * longest or scores > size.scores:
                 yield members
                 members = []
         members.append(i)
@@ -159,22 +203,17 @@ def alike(lengths: Sequence[int], shared: int, heads: int) -> Iterator[list[int]
         yield members
 
 
-def causal_block(starts: Sequence[int], lengths: Sequence[int], shared: int, before: int = 0) -> AttentionBlock:
-    """The attention of rows on the shared tokens and, causally, on themselves.
-
-    Args:
-        starts: place of each row's first token.
-        lengths: number of tokens of each row.
-        shared: P; they are the first tokens of the sequence, or were computed before.
-        before: number of tokens that were computed before: P or 0.
-    """
+def _causal_block(
+    starts: Sequence[int], lengths: Sequence[int], shared: int, before: int, begin: int, end: int
+) -> AttentionBlock:
+    """The queries from ``begin`` to ``end`` of each row, and the keys that they may look at."""
     import torch
 
-    size = max(lengths)
-    inside = torch.arange(size)[None] < torch.tensor(lengths)[:, None]
-    queries = (torch.arange(size)[None] + torch.tensor(starts)[:, None]) * inside
-    keys = torch.cat([torch.arange(shared).expand(len(starts), -1), queries + before], dim=1)
-    valid = inside.flatten().nonzero().flatten()
+    inside = torch.arange(end)[None] < torch.tensor(lengths)[:, None]
+    places = (torch.arange(end)[None] + torch.tensor(starts)[:, None]) * inside
+    keys = torch.cat([torch.arange(shared).expand(len(starts), -1), places + before], dim=1)
+    queries = places[:, begin:]
+    valid = inside[:, begin:].flatten().nonzero().flatten()
     return AttentionBlock(queries, keys, valid, queries.flatten()[valid])
 
 

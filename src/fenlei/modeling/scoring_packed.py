@@ -11,7 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fenlei.modeling.packed import AttentionBlock, KeysAndValues, PackedLayout, PackedState, alike, causal_block
+from fenlei.modeling.packed import (
+    AttentionBlock,
+    BlockSize,
+    KeysAndValues,
+    PackedLayout,
+    PackedState,
+    alike,
+    causal_blocks,
+)
 from fenlei.modeling.scoring_parts import Part, reads_of, sum_paths
 from fenlei.modeling.tree import ancestors
 
@@ -34,7 +42,7 @@ class PackedScorer:
         self.model, self.fused = model, fused
         self.state = PackedState.of(model)
         self.prefixes = PrefixCache(self)
-        self._heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 16))
+        self._size = BlockSize.of(model)
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +72,7 @@ class PackedScorer:
         import torch
 
         past = self.prefixes.get(tuple(prefix)) if prefix else None
-        ids, layout, kept = pack_parts(parts, len(prefix), self._heads)
+        ids, layout, kept = pack_parts(parts, len(prefix), self._size)
         nodes: list[int] = []
         tokens: list[int] = []
         start = 0
@@ -115,7 +123,8 @@ class PackedScorer:
         """Keys and values of a prefix, for :meth:`score`."""
         import torch
 
-        layout = PackedLayout(0, (len(prefix),), torch.arange(len(prefix)), [causal_block([0], [len(prefix)], 0)])
+        blocks = causal_blocks([0], [len(prefix)], 0, self._size)
+        layout = PackedLayout(0, (len(prefix),), torch.arange(len(prefix)), blocks)
         remember: KeysAndValues = {}
         self._forward(list(prefix), layout, [len(prefix) - 1], None, None, remember)
         return {module: (key.contiguous(), value.contiguous()) for module, (key, value) in remember.items()}
@@ -173,13 +182,13 @@ def _bytes(entry: KeysAndValues) -> int:
     return sum(key.nbytes + value.nbytes for key, value in entry.values())
 
 
-def pack_parts(parts: Sequence[Part], shared: int, heads: int) -> tuple[list[int], PackedLayout, list[int]]:
+def pack_parts(parts: Sequence[Part], shared: int, size: BlockSize) -> tuple[list[int], PackedLayout, list[int]]:
     """Lays parts out behind ``shared`` tokens that were computed before.
 
     Args:
         parts: rows whose prompts are longer than ``shared``.
         shared: P.
-        heads: number of query heads, for the size of blocks.
+        size: of the blocks of attention.
 
     Returns:
         The token ids, the layout, and the places whose logits are read: the last one of each prompt and the nodes of
@@ -202,25 +211,23 @@ def pack_parts(parts: Sequence[Part], shared: int, heads: int) -> tuple[list[int
         # a chain of nodes is plain causal text
         forks.append(part.tree.forks)
         rests.append(length - shared + (0 if part.tree.forks else nodes))
-    blocks = []
-    for members in alike(rests, shared, heads):
-        blocks.append(causal_block([starts[i] for i in members], [rests[i] for i in members], shared, shared))
+    blocks = causal_blocks(starts, rests, shared, size, shared)
     forking = [i for i, yes in enumerate(forks) if yes]
-    for members in _alike_trees([parts[i] for i in forking], [rests[i] for i in forking], shared, heads):
+    for members in _alike_trees([parts[i] for i in forking], [rests[i] for i in forking], shared, size):
         chosen = [forking[m] for m in members]
         blocks.append(_tree_block([parts[i] for i in chosen], [starts[i] for i in chosen], shared))
     return ids, PackedLayout(0, tuple(rests), torch.tensor(positions), blocks), kept
 
 
-def _alike_trees(parts: Sequence[Part], rests: Sequence[int], shared: int, heads: int) -> list[list[int]]:
+def _alike_trees(parts: Sequence[Part], rests: Sequence[int], shared: int, size: BlockSize) -> list[list[int]]:
     """Rows whose trees one block may hold: by the lengths of their rests, and so that the scores stay few."""
     if not parts:
         return []
     most = max(part.tree.node_count for part in parts)
     groups = []
-    for members in alike(rests, shared, heads):
+    for members in alike(rests, shared, size):
         longest = rests[members[0]]
-        count = max(1, (1 << 22) // (heads * most * (shared + longest + most)))
+        count = max(1, size.scores // (size.heads * most * (shared + longest + most)))
         groups += [members[i : i + count] for i in range(0, len(members), count)]
     return groups
 

@@ -15,7 +15,7 @@ from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
-from fenlei.modeling.packed import PackedState, can_pack
+from fenlei.modeling.packed import BlockSize, PackedState, can_pack
 from fenlei.modeling.varlen import flash_kernel, segments_of
 from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
@@ -74,7 +74,7 @@ class TrainingEngine:
         if config.speed.allocator and self.device.type == "cpu":
             keep_freed_memory()
         self._packing = PackedState.of(model)
-        self._heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 16))
+        self._size = BlockSize.of(model)
         self.fused = fuse(model, config.speed, self._packing, self.adapter_dtype)
         dtype = model.get_input_embeddings().weight.dtype
         self._flash: Callable[..., torch.Tensor] | None = None
@@ -186,7 +186,7 @@ class TrainingEngine:
     def _collate(self, group: Sequence[TrainingRow]) -> MicroBatch:
         if not self.packed:
             return padded_batch(group, self.pad_id).to(self.device)
-        batch = packed_batch(group, share=self.config.speed.share_prefix, heads=self._heads).to(self.device)
+        batch = packed_batch(group, share=self.config.speed.share_prefix, size=self._size).to(self.device)
         if self._flash is not None and batch.layout is not None:
             batch.layout.segments = segments_of(batch.layout, self._flash)
         return batch

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fenlei.modeling.packed import PackedLayout, pack
+from fenlei.modeling.packed import BlockSize, PackedLayout, pack
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +81,12 @@ def shared_length(rows: Sequence[TrainingRow]) -> int:
     return next((i for i in range(most) if low[i] != high[i]), most)
 
 
-def packed_batch(rows: Sequence[TrainingRow], *, share: bool = True, heads: int = 16) -> MicroBatch:
+def packed_batch(rows: Sequence[TrainingRow], *, share: bool = True, size: BlockSize | None = None) -> MicroBatch:
     """Rows one after the other behind their common beginning."""
     import torch
 
     shared = shared_length(rows) if share else 0
-    ids, layout = pack([r.input_ids for r in rows], shared, heads)
+    ids, layout = pack([r.input_ids for r in rows], shared, size)
     keep = torch.zeros(1, len(ids), dtype=torch.bool)
     targets: list[int] = []
     for row, start in zip(rows, layout.starts, strict=True):
