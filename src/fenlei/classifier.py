@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from fenlei.inference.explain import Explanation
     from fenlei.training.run import TrainResult
 
 Source = Union[str, Path, Sequence[str], Sequence[Example]]  # noqa: UP007
@@ -178,6 +179,22 @@ class TextClassifier:
             names = tuple(self.labels.canonical(name) for name in candidates)
             return predictor.predict(rows, candidates=names, progress=progress)
         return predictor.predict(rows, progress=progress)
+
+    def explain(self, text: str | Example, *, candidates: Sequence[str] | None = None) -> Explanation:
+        """What each sentence of a text does to the probability of its label.
+
+        Args:
+            text: a text, or an example that brings its own candidates.
+            candidates: choose among these labels only.
+
+        Raises:
+            DataError: a candidate is not in the label set, or the text is not a string.
+        """
+        from fenlei.inference.explain import explain
+
+        (row,) = self._rows([text], None)
+        names = None if candidates is None else tuple(self.labels.canonical(name) for name in candidates)
+        return explain(self._ready(), row, candidates=names)
 
     def predict(self, texts: Sequence[str], *, candidates: Sequence[str] | None = None) -> list[str]:
         """The most probable label of each text; always one of the candidates."""

@@ -93,8 +93,8 @@ class PromptConfig(Part):
     truncation: Literal["head", "tail", "head_tail"] = "head"
     """Which part of a text that is too long is kept."""
     answer: Literal["name", "code"] = "name"
-    """What the model answers with: the label's `name`, or a `code` of one token (A, B, ...) that the prompt lists beside
-    each label."""
+    """What the model answers with: the label's `name`, or a `code` of one token (A, B, ...) that the prompt lists
+    beside each label."""
 
     @model_validator(mode="after")
     def _custom_needs_user(self) -> PromptConfig:

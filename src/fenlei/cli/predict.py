@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fenlei.classifier import TextClassifier
     from fenlei.data.probe import RowCount
     from fenlei.inference.bulk import BulkResult, Selection
     from fenlei.inference.output import Output, OutputPaths
@@ -23,19 +24,26 @@ def predict(
     run: Path = typer.Argument(..., metavar="RUN", help="Run folder or classifier folder."),
     source: str = typer.Argument(..., metavar="INPUT", help="Texts: .jsonl, .json, .csv, .tsv, .parquet or a folder."),
     overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]...", help="e.g. data.text_column=body"),
-    out: Path = typer.Option(..., "--out", help="Where predictions go: .jsonl, .csv or .parquet."),
+    out: Path | None = typer.Option(None, "--out", help="Where predictions go: .jsonl, .csv or .parquet."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the interrupted run that writes --out."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an older --out; drop an interrupted run."),
     limit: int | None = typer.Option(None, "--limit", metavar="N", min=1, help="Only the first N rows."),
     columns: str | None = typer.Option(
         None, "--columns", metavar="A,B", help="Columns of the input to carry over; '' for none. Default: all."
     ),
+    explain: bool = typer.Option(
+        False, "--explain", help="Show what each sentence of a few texts does to their labels; --out is not needed."
+    ),
+    add_label: list[str] | None = typer.Option(
+        None, "--add-label", metavar="NAME", help="A label that the classifier was not trained on; repeatable."
+    ),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),
 ) -> None:
     """Label every text of a file, with the probability of each candidate. Bad rows go to OUT.rejected.jsonl."""
     from fenlei.artifact import find_classifier
     from fenlei.cli.common import error_console, signals_stop
-    from fenlei.errors import Interrupted, StopNow
+    from fenlei.cli.explain import explain_file
+    from fenlei.errors import ConfigError, Interrupted, StopNow
     from fenlei.inference.bulk import Selection
     from fenlei.inference.output import OutputPaths, open_output
 
@@ -43,12 +51,21 @@ def predict(
     names = None if columns is None else tuple(name for part in columns.split(",") if (name := part.strip()))
     more = [*(overrides or ()), *(["model.offline=true"] if offline else [])]
     console = error_console()
+    added = tuple(add_label or ())
+    if explain:
+        if resume or columns is not None:
+            raise ConfigError("--explain goes with --limit, --out and --overwrite; leave --resume and --columns out")
+        explain_file(_load(run, more, added), source, out, limit=limit, overwrite=overwrite)
+        return
+    if out is None:
+        raise ConfigError("--out is missing: say where predictions go, e.g. --out predictions.jsonl")
     try:
         with signals_stop(), open_output(source, out, resume=resume, overwrite=overwrite) as output:
-            result = _predict(run, source, output, Selection(limit, names), more, console)
+            result = _predict(run, source, output, Selection(limit, names), more, added, console)
     except StopNow as stop:
         options = ["--limit", str(limit)] if limit else []
         options += ["--columns", columns] if columns is not None else []
+        options += [word for name in added for word in ("--add-label", name)]
         words = ["fenlei", "predict", str(run), source, *more, "--out", str(out), *options]
         message = _advice(OutputPaths.of(out), words, overwrite)
         raise Interrupted(f"interrupted; {message}", stop.signal_number) from None
@@ -56,16 +73,18 @@ def predict(
 
 
 def _predict(
-    run: Path, source: str, output: Output, selection: Selection, overrides: list[str], console: Console
+    run: Path,
+    source: str,
+    output: Output,
+    selection: Selection,
+    overrides: list[str],
+    added: tuple[str, ...],
+    console: Console,
 ) -> BulkResult:
     from fenlei.artifact import MANIFEST, find_classifier, sha256_of
-    from fenlei.classifier import TextClassifier
-    from fenlei.cli.common import quiet_libraries
     from fenlei.inference.bulk import predict_file
 
-    quiet_libraries()
-    # bad rows are put aside, unless the user has said otherwise
-    classifier = TextClassifier.load(run, overrides=["data.on_bad_row=skip", *overrides])
+    classifier = _load(run, overrides, added)
     with _Bar(console) as bar:
         return predict_file(
             classifier,
@@ -75,6 +94,16 @@ def _predict(
             selection=selection,
             progress=bar,
         )
+
+
+def _load(run: Path, overrides: list[str], added: tuple[str, ...]) -> TextClassifier:
+    from fenlei.classifier import TextClassifier
+    from fenlei.cli.common import quiet_libraries
+
+    quiet_libraries()
+    # bad rows are put aside, unless the user has said otherwise
+    classifier = TextClassifier.load(run, overrides=["data.on_bad_row=skip", *overrides])
+    return classifier.add_labels(added) if added else classifier
 
 
 def _advice(paths: OutputPaths, command: Sequence[str], overwrite: bool) -> str:

@@ -13,6 +13,7 @@ from fenlei.modeling.packed import can_pack
 from fenlei.modeling.scoring_packed import PackedScorer
 from fenlei.modeling.scoring_padded import PaddedScorer
 from fenlei.modeling.scoring_parts import Part, ScoreRequest, tree_of
+from fenlei.modeling.tree import AnswerTree
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ class CandidateScorer:
         """
         import numpy as np
 
-        parts = [self._part(i, request) for i, request in enumerate(requests)]
+        parts = self._parts(requests)
         scores = [np.full(len(request.answers), np.nan) for request in requests]
         was_training = self.model.training
         self.model.eval()
@@ -80,9 +81,19 @@ class CandidateScorer:
             self.model.train(was_training)
         return scores
 
-    def _part(self, row: int, request: ScoreRequest) -> Part:
-        tree = tree_of(request.answers, self.settings.answers == "complete")
-        return Part(row, request.prompt, tree, tuple(range(len(request.answers))), last=True)
+    def _parts(self, requests: Sequence[ScoreRequest]) -> list[Part]:
+        complete = self.settings.answers == "complete"
+        trees: dict[int, AnswerTree] = {}  # most rows have the very same answers, and hashing a thousand takes its time
+        everyone: dict[int, tuple[int, ...]] = {}
+        parts = []
+        for row, request in enumerate(requests):
+            key, count = id(request.answers), len(request.answers)
+            if key not in trees:
+                trees[key] = tree_of(request.answers, complete)
+            if count not in everyone:
+                everyone[count] = tuple(range(count))
+            parts.append(Part(row, request.prompt, trees[key], everyone[count], last=True))
+        return parts
 
     def _packed_passes(
         self, parts: Sequence[Part], requests: Sequence[ScoreRequest]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: trees are large and made once
 class AnswerTree:
     """The shared beginnings of a set of answers.
 
