@@ -9,6 +9,7 @@ import typer
 
 from fenlei import __version__
 from fenlei.cli.calibrate import calibrate
+from fenlei.cli.check import check
 from fenlei.cli.convert import convert
 from fenlei.cli.demo import demo
 from fenlei.cli.doctor import doctor
@@ -40,7 +41,7 @@ def _root(
     pass
 
 
-for _command in (demo, train, evaluate, calibrate, predict, convert, doctor):
+for _command in (demo, check, train, evaluate, calibrate, predict, convert, doctor):
     app.command()(_command)
 app.add_typer(models_app, name="models")
 

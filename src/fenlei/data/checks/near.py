@@ -1,0 +1,174 @@
+"""Texts that are almost the same: MinHash over pieces of three characters, then the exact similarity.
+
+Pieces of characters need no words, so Chinese is compared as well as English. MinHash (Broder 1997) with banding finds
+pairs that may be similar; each is then compared exactly, so no pair is reported by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fenlei.data.checks.characters import code_points, is_content, mix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PIECE = 3
+_PERMUTATIONS = 64
+_SEED = 42
+_MISSED = 0.02  # most pairs at the threshold that banding may overlook
+_MOST_PAIRS = 2_000_000
+_CHUNK = 2_000_000  # pieces that are compared at once
+
+
+class NearPairs(NamedTuple):
+    """Pairs of similar rows.
+
+    Attributes:
+        first: row of each pair, the smaller number, ``(P,)``.
+        second: the other, ``(P,)``.
+        similarity: Jaccard similarity of the sets of pieces, ``(P,)``.
+        complete: False where there were too many pairs to compare them all.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+    complete: bool
+
+
+def rows_a_band(similarity: float) -> int:
+    """Hashes a band: as many as leave at most 2 % of the pairs of just this similarity unseen."""
+    fits = [r for r in (8, 4, 2) if (1 - similarity**r) ** (_PERMUTATIONS // r) <= _MISSED]
+    return fits[0] if fits else 1
+
+
+def pieces(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of all runs of three letters or digits of each text; punctuation and white space are left out.
+
+    Returns:
+        The hashes of all texts in a row, and where each text's begin and end, ``(N + 1,)``.
+    """
+    import numpy as np
+
+    points, lengths = code_points(texts)
+    rows: NDArray[np.int64] = np.repeat(np.arange(len(texts)), lengths)
+    kept = is_content(points)
+    points, rows = points[kept].astype(np.uint64), rows[kept]
+    if len(points) < _PIECE:
+        return np.zeros(0, np.uint64), np.zeros(len(texts) + 1, np.int64)
+    hashed = points[: -_PIECE + 1]
+    for offset in range(1, _PIECE):
+        # a code point has 21 bits: three of them fit side by side, so that different pieces differ
+        hashed = (hashed << np.uint64(21)) | points[offset : len(points) - _PIECE + 1 + offset]
+    same_text = rows[: -_PIECE + 1] == rows[_PIECE - 1 :]
+    counts = np.bincount(rows[: -_PIECE + 1][same_text], minlength=len(texts))
+    return mix(hashed[same_text]), np.concatenate([[0], np.cumsum(counts)])
+
+
+def band_keys(texts: Sequence[str], similarity: float, shortest: int) -> NDArray[np.uint64]:
+    """For each text a key a band, ``(N, B)``; texts with a key in common may be similar.
+
+    Texts with fewer than ``shortest`` letters and digits get zeros.
+    """
+    import numpy as np
+    from rensa import RMinHash
+
+    per_band = rows_a_band(similarity)
+    hashes, offsets = pieces(texts)
+    enough = np.diff(offsets) >= shortest - _PIECE + 1
+    keys: NDArray[np.uint64] = np.zeros((len(texts), _PERMUTATIONS // per_band), np.uint64)
+    if not enough.any():
+        return keys
+    long: NDArray[np.bool_] = np.repeat(enough, np.diff(offsets))
+    ends = np.concatenate([[0], np.cumsum(np.diff(offsets)[enough])]).astype(np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes[long], ends, _PERMUTATIONS, _SEED)
+    signatures = np.array(matrix.to_rows(), np.uint64).reshape(int(enough.sum()), -1, per_band)
+    found = np.zeros(signatures.shape[:2], np.uint64)
+    for place in range(per_band):
+        found = mix(found + signatures[:, :, place])
+    keys[enough] = found | np.uint64(1)  # 0 stands for none
+    return keys
+
+
+def near_pairs(
+    keys: NDArray[np.uint64], text_of: Callable[[int], str], similarity: float, tell: Callable[[int, int], None]
+) -> NearPairs:
+    """Pairs of rows that are similar enough.
+
+    Of many rows that are all alike, each is paired with the first of them and with its neighbour, not with all others.
+
+    Args:
+        keys: from :func:`band_keys`, ``(N, B)``.
+        text_of: the text of a row, as given to :func:`band_keys`.
+        similarity: the least similarity.
+        tell: called with the pairs compared and their number.
+    """
+    import numpy as np
+
+    codes, complete = _candidates(keys)
+    first, second = codes // len(keys), codes % len(keys)
+    similarities = np.zeros(len(codes))
+    start = 0
+    while start < len(codes):
+        stop = start + 1
+        size = 0
+        while stop < len(codes) and size < _CHUNK:
+            size += len(text_of(int(first[stop]))) + len(text_of(int(second[stop])))
+            stop += 1
+        similarities[start:stop] = _jaccard(first[start:stop], second[start:stop], text_of)
+        start = stop
+        tell(start, len(codes))
+    near = similarities >= similarity
+    return NearPairs(first[near], second[near], similarities[near], complete)
+
+
+def _candidates(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], bool]:
+    """Pairs with a key in common, as ``first * N + second``, and whether these are all."""
+    import numpy as np
+
+    codes: NDArray[np.int64] = np.zeros(0, np.int64)
+    for band in range(keys.shape[1]):
+        column = keys[:, band]
+        order = np.argsort(column, kind="stable")
+        order = order[np.searchsorted(column[order], 1) :]
+        ordered = column[order]
+        same = ordered[1:] == ordered[:-1]
+        begins = np.concatenate([[True], ~same]) if len(order) else np.zeros(0, bool)
+        head = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+        later = np.flatnonzero(~begins)
+        pairs = np.concatenate([order[head[later]], order[later - 1]]) * len(keys)
+        codes = np.union1d(codes, pairs + np.concatenate([order[later], order[later]]))
+        if len(codes) > _MOST_PAIRS:
+            return codes[:_MOST_PAIRS], False
+    return codes, True
+
+
+def _jaccard(first: NDArray[np.int64], second: NDArray[np.int64], text_of: Callable[[int], str]) -> NDArray[np.float64]:
+    """Exact Jaccard similarity of pairs of rows, ``(P,)``."""
+    import numpy as np
+
+    rows, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+    hashes, offsets = pieces([text_of(int(row)) for row in rows])
+    owner: NDArray[np.int64] = np.repeat(np.arange(len(rows)), np.diff(offsets))
+    # a piece counts once a text; owner and piece make one number, so that one sort finds what is equal
+    _, once = np.unique(hashes ^ mix(owner.astype(np.uint64)), return_index=True)
+    once.sort()
+    hashes, owner = hashes[once], owner[once]
+    sizes = np.bincount(owner, minlength=len(rows))
+    starts = np.cumsum(sizes) - sizes
+
+    sides = place.reshape(2, -1)
+    taken = np.concatenate([sides[0], sides[1]])
+    pair = np.tile(np.arange(len(first)), 2)
+    counts = sizes[taken]
+    pair = np.repeat(pair, counts)
+    within = np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)
+    both = hashes[np.repeat(starts[taken], counts) + within] ^ mix(pair.astype(np.uint64))
+    order = np.argsort(both)
+    twice = both[order][1:] == both[order][:-1]
+    common = np.bincount(pair[order][1:][twice], minlength=len(first))
+    union = sizes[sides[0]] + sizes[sides[1]] - common
+    return common / np.maximum(union, 1)
