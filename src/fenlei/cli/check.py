@@ -58,7 +58,9 @@ def check(
     config = RunConfig.build(values, overrides=run_items)
     for option, path in (("--json", json_out), ("--html", html_out)):
         _check_out(option, path, (train, config.data.dev, config.data.test))
-    make, remark = _tokens(config, explicit="spec" in config.model.model_fields_set)
+    make, remark = _tokens(
+        config, explicit=model is not None or any(item.startswith("model.spec=") for item in run_items)
+    )
     with _bars() as progress:
         report = check_data(
             train,
@@ -228,9 +230,12 @@ def _bars() -> Iterator[Progress]:
 
     from fenlei.cli.common import error_console
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = error_console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int | None) -> None:

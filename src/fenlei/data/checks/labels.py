@@ -35,7 +35,7 @@ def check_labels(
     counts = {split.name: label_counts(split) for split in (train, *others)}
     yield from _variants([train, *others], config, settings)
     yield from _misspelt([train, *others], counts, settings)
-    yield from _sizes(train, counts["train"], settings)
+    yield from _sizes(train, counts["train"], config, settings)
     for split in others:
         yield from _unseen(train, split, counts, config, settings)
         yield from _absent(counts["train"], split, counts[split.name], settings)
@@ -153,7 +153,7 @@ def one_off(name: str, other: str) -> bool:
     return max(len(left), len(right)) <= 1 or (len(left) == 2 and left == right[::-1])
 
 
-def _sizes(train: Split, counts: dict[str, int], settings: CheckSettings) -> Iterator[Finding]:
+def _sizes(train: Split, counts: dict[str, int], config: DataConfig, settings: CheckSettings) -> Iterator[Finding]:
     if len(counts) == 1:
         yield Finding(
             "label-single",
@@ -164,7 +164,8 @@ def _sizes(train: Split, counts: dict[str, int], settings: CheckSettings) -> Ite
             len(train),
             "A classifier needs two labels or more; is data.label_column right?",
         )
-    rare = [name for name, rows in counts.items() if rows < settings.min_class_rows]
+    listed = counts | {name: 0 for name in config.labels or () if name not in counts}
+    rare = [name for name, rows in listed.items() if rows < settings.min_class_rows]
     if rare:
         yield Finding(
             "label-rare",
@@ -172,9 +173,9 @@ def _sizes(train: Split, counts: dict[str, int], settings: CheckSettings) -> Ite
             "train",
             f"classes with fewer than {settings.min_class_rows} rows",
             len(rare),
-            len(counts),
+            len(listed),
             "Label more rows of them, or join them with a related class; figures on so few rows say little",
-            tuple(_first(train, name, f"{name}: {_rows(counts[name])}") for name in rare[::-1][: settings.examples]),
+            tuple(_first(train, name, f"{name}: {_rows(listed[name])}") for name in rare[::-1][: settings.examples]),
             "labels",
         )
     large, small = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])

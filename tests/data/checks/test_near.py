@@ -1,0 +1,98 @@
+"""Near duplicates against the definition: every pair compared in plain Python."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from fenlei.data.checks import near
+from fenlei.data.checks.near import band_keys, near_pairs, pieces, rows_a_band
+from tests.data.checks.clean import sentence
+
+
+def shingles(text: str) -> set[str]:
+    kept = "".join(char for char in text if char.isalnum())
+    return {kept[i : i + 3] for i in range(len(kept) - 2)}
+
+
+def jaccard(a: str, b: str) -> float:
+    return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+
+
+def family(generator: random.Random) -> list[str]:
+    """A text and edits of it, some slight, some heavy."""
+    text = sentence(generator, 30, 90)
+    found = [text, text + "图"]
+    for edits in (1, 2, 4, 8, 16):
+        chars = list(text)
+        for _ in range(edits):
+            chars[generator.randrange(len(chars))] = generator.choice("天地玄黄宇宙洪荒")
+        found.append("".join(chars))
+    return found
+
+
+def pairs_of(texts: list[str], similarity: float) -> dict[tuple[int, int], float]:
+    found = near_pairs(band_keys(texts, similarity, 10), texts.__getitem__, similarity, lambda *_: None)
+    assert found.complete
+    return {(int(a), int(b)): float(s) for a, b, s in zip(found.first, found.second, found.similarity, strict=True)}
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.8, 0.95])
+def test_clusters_are_those_of_the_definition(similarity):
+    generator = random.Random(1)
+    texts = [text for _ in range(60) for text in family(generator)]
+    found = pairs_of(texts, similarity)
+    for (a, b), value in found.items():
+        assert a < b
+        assert value == pytest.approx(jaccard(texts[a], texts[b]))
+        assert value >= similarity
+    true = {
+        (a, b)
+        for a, b in itertools.combinations(range(len(texts)), 2)
+        if a // 7 == b // 7 and jaccard(texts[a], texts[b]) >= similarity
+    }
+    assert len(true) > 50
+    # one pair of a group is enough to see a row: rows are compared, not pairs
+    rows, seen = {row for pair in true for row in pair}, {row for pair in found for row in pair}
+    assert seen <= rows
+    assert len(seen) >= 0.98 * len(rows)
+
+
+def test_bands_see_what_the_threshold_asks_for():
+    for similarity in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0):
+        width = rows_a_band(similarity)
+        assert 1 - (1 - similarity**width) ** (64 // width) >= 0.98
+
+
+def test_short_texts_have_no_keys():
+    keys = band_keys(["今天天气很好", "今天天气很好，我们出去走一走吧", "。" * 50], 0.8, 10)
+    assert [bool(row.any()) for row in keys] == [False, True, False]
+
+
+def test_pieces_of_texts_do_not_run_into_each_other():
+    hashes, offsets = pieces(["abcd", "", "ab", "bcd"])
+    assert offsets.tolist() == [0, 2, 2, 2, 3]
+    assert hashes[1] == hashes[2]
+    assert len(set(hashes.tolist())) == 2
+
+
+def test_a_million_times_the_same_text_stays_small(monkeypatch):
+    """Rows that are all alike are paired with the first and their neighbour only, and there is a limit."""
+    texts = [f"订单编号为{i:06d}的商品已经从上海仓库发出请您注意查收谢谢" for i in range(3000)]
+    keys = band_keys(texts, 0.8, 10)
+    found = near_pairs(keys, texts.__getitem__, 0.7, lambda *_: None)
+    assert found.complete
+    assert len(found.first) < 2 * keys.shape[1] * len(texts)
+    monkeypatch.setattr(near, "_MOST_PAIRS", 1000)
+    found = near_pairs(keys, texts.__getitem__, 0.7, lambda *_: None)
+    assert not found.complete
+    assert 0 < len(found.first) <= 1000
+
+
+def test_no_text_long_enough():
+    keys = band_keys(["短", "短文"], 0.8, 10)
+    assert len(near_pairs(keys, str, 0.8, lambda *_: None).first) == 0
+    assert np.asarray(keys).shape == (2, 16)
