@@ -1,0 +1,66 @@
+"""A classifier that answers in no time, always the same, and differently when rows are put together differently."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import Any, NamedTuple
+
+from fenlei.config import RunConfig
+from fenlei.data import LabelSet
+from fenlei.inference.bulk import Selection, predict_file
+from fenlei.inference.output import open_output
+
+NAMES = ("体育", "财经", "科技")
+
+
+class Answer(NamedTuple):
+    """What a bulk prediction reads of a prediction."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    abstained: bool
+    truncated: bool
+
+
+class FakeClassifier:
+    """Answers by a checksum of the text, and of all texts that it was called with."""
+
+    def __init__(self, overrides: tuple[str, ...] = (), seconds: float = 0.0, *, remember: bool = True) -> None:
+        self.config = RunConfig.build({}, overrides=["data.on_bad_row=skip", *overrides])
+        self.labels = LabelSet(NAMES)
+        self.seconds = seconds
+        self.remember = remember
+        self.calls: list[list[str]] = []
+
+    def classify(self, texts: Any, *, progress: Any = None) -> list[Answer]:
+        together = zlib.crc32("\n".join(example.text for example in texts).encode())
+        if self.remember:
+            self.calls.append([example.text for example in texts])
+        time.sleep(self.seconds)
+        found = []
+        for example in texts:
+            number = zlib.crc32(example.text.encode()) ^ together
+            weights = [1 + (number >> shift) % 1000 for shift in (0, 10, 20)]
+            p = {name: weight / sum(weights) for name, weight in zip(NAMES, weights, strict=True)}
+            best = max(p, key=lambda name: p[name])
+            found.append(Answer(best, p[best], p, False, len(example.text) > 500))
+        if progress:
+            progress(len(texts))
+        return found
+
+
+def predict(source: Any, out: Any, *, resume: bool = False, overwrite: bool = False, **how: Any) -> Any:
+    """A bulk prediction with the fake classifier; ``how``: ``classifier``, ``sha``, ``progress`` or a selection."""
+    classifier = how.pop("classifier", None) or FakeClassifier(how.pop("overrides", ()))
+    sha, progress = how.pop("sha", "0" * 64), how.pop("progress", None)
+    with open_output(source, out, resume=resume, overwrite=overwrite) as output:
+        return predict_file(
+            classifier,
+            source,
+            output,
+            classifier_sha256=sha,
+            selection=Selection(**{"chunk_rows": 8, **how}),
+            progress=progress,
+        )
