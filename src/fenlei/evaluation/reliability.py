@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fenlei.modeling.prediction import Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BINS = 15
 _SMALLEST = 1e-15  # log loss of a probability that underflowed; scikit-learn clips likewise
@@ -22,19 +25,25 @@ def probability_metrics(gold: Sequence[str], predictions: Sequence[Prediction]) 
         ``log_loss`` (nats), ``brier``, ``ece``, ``mce`` and ``reliability`` (see :func:`reliability_bins`), the last
         three of the predicted label's probability.
     """
-    import numpy as np
-
-    right = np.array([p.probabilities.get(label, 0.0) for p, label in zip(predictions, gold, strict=True)])
     bins = reliability_bins(
         [p.probability for p in predictions], [p.label == label for p, label in zip(predictions, gold, strict=True)]
     )
     return {
-        "log_loss": float(-np.log(np.clip(right, _SMALLEST, 1.0)).mean()),
+        "log_loss": float(row_losses(gold, predictions).mean()),
         "brier": brier_score(gold, predictions),
         "ece": calibration_errors(bins)[0],
         "mce": calibration_errors(bins)[1],
         "reliability": bins,
     }
+
+
+def row_losses(gold: Sequence[str], predictions: Sequence[Prediction]) -> np.ndarray:
+    """Each row's log loss ``-log p(right label)`` in nats, ``(N,)``; finite also where the label was no candidate."""
+    import numpy as np
+
+    right = np.array([p.probabilities.get(label, 0.0) for p, label in zip(predictions, gold, strict=True)])
+    losses: np.ndarray = -np.log(np.clip(right, _SMALLEST, 1.0))
+    return losses
 
 
 def brier_score(gold: Sequence[str], predictions: Sequence[Prediction]) -> float:
