@@ -247,10 +247,12 @@ def _bars() -> Iterator[Progress]:
 
 
 def _show(report: CheckReport, console: Console) -> None:
+    from fenlei.data.checks.report import printable
+
     console.print(_summary_table(report))
     for split in report.splits:
         if split.labels:
-            shown = [f"{name} {rows:,}" for name, rows in list(split.labels.items())[:_LABELS_SHOWN]]
+            shown = [f"{printable(name)} {rows:,}" for name, rows in list(split.labels.items())[:_LABELS_SHOWN]]
             more = f" and {len(split.labels) - _LABELS_SHOWN} more" if len(split.labels) > _LABELS_SHOWN else ""
             console.print(f"labels of {split.name}: {', '.join(shown)}{more}", soft_wrap=True)
     for remark in report.remarks:
@@ -263,22 +265,21 @@ def _show(report: CheckReport, console: Console) -> None:
 def _show_finding(finding: Finding, console: Console) -> None:
     from rich.text import Text
 
+    from fenlei.data.checks.report import printable
+
     least = "at least " if finding.at_least else ""
     head = Text.assemble(
         "\n",
         (finding.severity.upper(), _STYLES[finding.severity]),
-        f" {finding.split}: {finding.title}: {least}{finding.count:,} of {finding.total:,} {finding.unit} "
+        f" {finding.split}: {printable(finding.title)}: {least}{finding.count:,} of {finding.total:,} {finding.unit} "
         f"({finding.share:.2%}) ",
         (f"[{finding.code}]", "dim"),
     )
     console.print(head, soft_wrap=True)
     for place in finding.examples:
-        parts = [(place.source, "dim"), place.text, (place.note, "italic")]
-        line = Text("  ")
-        for number, part in enumerate([part for part in parts if part and part[0]]):
-            line.append("  " if number else "")
-            line.append(part) if isinstance(part, str) else line.append(*part)
-        console.print(line, soft_wrap=True)
+        parts = ((place.source, "dim"), (place.text, ""), (place.note, "italic"))
+        shown = [Text(printable(part), style) for part, style in parts if part]
+        console.print(Text("  ") + Text("  ").join(shown), soft_wrap=True)
     console.print(f"  -> {finding.advice}", soft_wrap=True)
 
 

@@ -34,8 +34,14 @@ def family(generator: random.Random) -> list[str]:
     return found
 
 
+def compare(texts: list[str], similarity: float, band_similarity: float | None = None):
+    keys = band_keys(texts, band_similarity or similarity, 10)
+    lengths = np.array([len(text) for text in texts])
+    return near_pairs(keys, lengths, texts.__getitem__, similarity, lambda *_: None)
+
+
 def pairs_of(texts: list[str], similarity: float) -> dict[tuple[int, int], float]:
-    found = near_pairs(band_keys(texts, similarity, 10), texts.__getitem__, similarity, lambda *_: None)
+    found = compare(texts, similarity)
     assert found.complete
     return {(int(a), int(b)): float(s) for a, b, s in zip(found.first, found.second, found.similarity, strict=True)}
 
@@ -82,17 +88,23 @@ def test_pieces_of_texts_do_not_run_into_each_other():
 def test_a_million_times_the_same_text_stays_small(monkeypatch):
     """Rows that are all alike are paired with the first and their neighbour only, and there is a limit."""
     texts = [f"订单编号为{i:06d}的商品已经从上海仓库发出请您注意查收谢谢" for i in range(3000)]
-    keys = band_keys(texts, 0.8, 10)
-    found = near_pairs(keys, texts.__getitem__, 0.7, lambda *_: None)
+    found = compare(texts, 0.7, 0.8)
     assert found.complete
-    assert len(found.first) < 2 * keys.shape[1] * len(texts)
+    assert len(texts) < len(found.first) < 2 * 16 * len(texts)
     monkeypatch.setattr(near, "_MOST_PAIRS", 1000)
-    found = near_pairs(keys, texts.__getitem__, 0.7, lambda *_: None)
+    found = compare(texts, 0.7, 0.8)
     assert not found.complete
     assert 0 < len(found.first) <= 1000
 
 
 def test_no_text_long_enough():
-    keys = band_keys(["短", "短文"], 0.8, 10)
-    assert len(near_pairs(keys, str, 0.8, lambda *_: None).first) == 0
-    assert np.asarray(keys).shape == (2, 16)
+    assert band_keys(["短", "短文"], 0.8, 10).shape == (2, 16)
+    assert len(compare(["短", "短文"], 0.8).first) == 0
+
+
+def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
+    generator = random.Random(2)
+    texts = [text for _ in range(20) for text in family(generator)]
+    whole = pairs_of(texts, 0.6)
+    monkeypatch.setattr(near, "_CHUNK", 100)
+    assert pairs_of(texts, 0.6) == whole

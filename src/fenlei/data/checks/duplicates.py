@@ -148,7 +148,8 @@ def check_near(splits: Sequence[Split], settings: CheckSettings, tell: Callable[
         row = rows[place]
         return twin_key(splits[int(owner[row])].texts[int(local[row])])
 
-    pairs = near_pairs(keys, text_of, settings.near_similarity, tell)
+    lengths = np.concatenate([split.characters.length for split in splits])[rows].astype(np.int64)
+    pairs = near_pairs(keys, lengths, text_of, settings.near_similarity, tell)
     first, second = rows[pairs.first], rows[pairs.second]
     for number, split in enumerate(splits):
         inside = (owner[first] == number) & (owner[second] == number)

@@ -20,7 +20,7 @@ _PERMUTATIONS = 64
 _SEED = 42
 _MISSED = 0.02  # most pairs at the threshold that banding may overlook
 _MOST_PAIRS = 2_000_000
-_CHUNK = 2_000_000  # pieces that are compared at once
+_CHUNK = 4_000_000  # characters that are compared at once
 
 
 class NearPairs(NamedTuple):
@@ -94,7 +94,11 @@ def band_keys(texts: Sequence[str], similarity: float, shortest: int) -> NDArray
 
 
 def near_pairs(
-    keys: NDArray[np.uint64], text_of: Callable[[int], str], similarity: float, tell: Callable[[int, int], None]
+    keys: NDArray[np.uint64],
+    lengths: NDArray[np.int64],
+    text_of: Callable[[int], str],
+    similarity: float,
+    tell: Callable[[int, int], None],
 ) -> NearPairs:
     """Pairs of rows that are similar enough.
 
@@ -102,6 +106,7 @@ def near_pairs(
 
     Args:
         keys: from :func:`band_keys`, ``(N, B)``.
+        lengths: about how many characters each text has, ``(N,)``: so many are compared at once.
         text_of: the text of a row, as given to :func:`band_keys`.
         similarity: the least similarity.
         tell: called with the pairs compared and their number.
@@ -110,14 +115,12 @@ def near_pairs(
 
     codes, complete = _candidates(keys)
     first, second = codes // len(keys), codes % len(keys)
-    similarities = np.zeros(len(codes))
+    similarities: NDArray[np.float64] = np.zeros(len(codes))
+    read = np.cumsum(lengths[first] + lengths[second])
     start = 0
     while start < len(codes):
-        stop = start + 1
-        size = 0
-        while stop < len(codes) and size < _CHUNK:
-            size += len(text_of(int(first[stop]))) + len(text_of(int(second[stop])))
-            stop += 1
+        done = int(read[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(read, done + _CHUNK)))
         similarities[start:stop] = _jaccard(first[start:stop], second[start:stop], text_of)
         start = stop
         tell(start, len(codes))
@@ -140,7 +143,9 @@ def _candidates(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], bool]:
         head = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
         later = np.flatnonzero(~begins)
         pairs = np.concatenate([order[head[later]], order[later - 1]]) * len(keys)
-        codes = np.union1d(codes, pairs + np.concatenate([order[later], order[later]]))
+        codes = np.concatenate([codes, pairs + np.concatenate([order[later], order[later]])])
+        codes.sort()  # np.union1d hashes, which takes minutes for numbers as regular as these
+        codes = codes[np.diff(codes, prepend=-1) > 0]
         if len(codes) > _MOST_PAIRS:
             return codes[:_MOST_PAIRS], False
     return codes, True
@@ -149,26 +154,16 @@ def _candidates(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], bool]:
 def _jaccard(first: NDArray[np.int64], second: NDArray[np.int64], text_of: Callable[[int], str]) -> NDArray[np.float64]:
     """Exact Jaccard similarity of pairs of rows, ``(P,)``."""
     import numpy as np
+    from scipy.sparse import csr_matrix
 
     rows, place = np.unique(np.concatenate([first, second]), return_inverse=True)
     hashes, offsets = pieces([text_of(int(row)) for row in rows])
-    owner: NDArray[np.int64] = np.repeat(np.arange(len(rows)), np.diff(offsets))
-    # a piece counts once a text; owner and piece make one number, so that one sort finds what is equal
-    _, once = np.unique(hashes ^ mix(owner.astype(np.uint64)), return_index=True)
-    once.sort()
-    hashes, owner = hashes[once], owner[once]
-    sizes = np.bincount(owner, minlength=len(rows))
-    starts = np.cumsum(sizes) - sizes
-
+    columns = np.unique(hashes, return_inverse=True)[1]
+    sets = csr_matrix((np.ones(len(hashes), np.int32), columns, offsets), (len(rows), len(hashes) + 1))
+    sets.sum_duplicates()
+    sets.data[:] = 1  # a piece counts once a text
     sides = place.reshape(2, -1)
-    taken = np.concatenate([sides[0], sides[1]])
-    pair = np.tile(np.arange(len(first)), 2)
-    counts = sizes[taken]
-    pair = np.repeat(pair, counts)
-    within = np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)
-    both = hashes[np.repeat(starts[taken], counts) + within] ^ mix(pair.astype(np.uint64))
-    order = np.argsort(both)
-    twice = both[order][1:] == both[order][:-1]
-    common = np.bincount(pair[order][1:][twice], minlength=len(first))
+    sizes = np.diff(sets.indptr)
+    common = np.asarray(sets[sides[0]].multiply(sets[sides[1]]).sum(axis=1)).ravel()
     union = sizes[sides[0]] + sizes[sides[1]] - common
     return common / np.maximum(union, 1)

@@ -176,8 +176,13 @@ def clip(text: str, at: int = 0, width: int = _WIDTH) -> str:
     """
     start = max(0, at - width // 3) if at > width // 2 else 0
     piece = text[start : start + width]
-    shown = "".join(_visible(char) for char in " ".join(piece.split()))
+    shown = printable(" ".join(piece.split()))
     return ("…" if start else "") + shown + ("…" if start + width < len(text) else "")
+
+
+def printable(text: str) -> str:
+    """A text with escapes in place of characters that cannot be seen, line ends included."""
+    return text if text.isprintable() else "".join(map(_visible, text))
 
 
 def _visible(char: str) -> str:

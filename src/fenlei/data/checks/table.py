@@ -135,7 +135,7 @@ class _Builder:
             name, line = example.source, "-1"
         place = self.file_index.setdefault(name, len(self.file_index))
         if place == len(split.files):
-            split.files.append(name)
+            split.files.append(clean_text(name))  # a file name may be no UTF-8
         self.file.append(place)
         self.line.append(int(line))
         self.label.append(split.labels.number(str(example.label)))
@@ -145,7 +145,7 @@ class _Builder:
                 self.tuples.clear()
             self.tuples.add(example.candidates)
             for candidate in example.candidates:
-                split.candidates.setdefault(candidate, example.source)
+                split.candidates.setdefault(candidate, clean_text(example.source))
         self._draw(example)
         self.pending += len(example.text)
         if self.pending >= _CHUNK_CHARACTERS or len(split.texts) - len(self.key) >= _CHUNK_ROWS:
@@ -215,7 +215,7 @@ def read_split(
         DataError: the source as a whole cannot be read, or has no rows.
     """
     given = isinstance(source, str | Path)
-    split = Split(name, str(source) if given else f"{name} rows", labels)
+    split = Split(name, clean_text(str(source)) if given else f"{name} rows", labels)
     builder = _Builder(split, settings, sample, seed)
     about = estimate_rows(source) if given else None  # type: ignore[arg-type]
     total = about.rows if about else (None if given else len(source))  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ def read_split(
             bad = split.bad.setdefault(kind, Bad())
             bad.count += 1
             if len(bad.examples) < settings.examples:
-                bad.examples.append(Place(row.source, clip(_shown(row)), why))
+                bad.examples.append(Place(clean_text(row.source), clip(_shown(row)), clean_text(why)))
         if split.read % _CHUNK_ROWS == 0:
             progress(f"reading {name}", split.read, total)
     builder.finish()
