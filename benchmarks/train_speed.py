@@ -74,14 +74,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     real = [n for n in [*args.workloads, *([args.curves_workload] if args.curves else [])] if not _length(n)]
     if args.model_shape and real:
         raise SystemExit(f"--model-shape has no tokenizer: {', '.join(real)} needs --model; take synthetic-N")
-    model = ModelSource.of_shape(args.model_shape) if args.model_shape else ModelSource.of_folder(_folder(args.model))
-    result: dict[str, Any] = {"made": _made(args), "workloads": {}}
+    model = (
+        ModelSource.of_shape(args.model_shape) if args.model_shape else ModelSource.of_folder(model_folder(args.model))
+    )
+    result: dict[str, Any] = {"made": made(args), "workloads": {}}
     texts = []
     with tempfile.TemporaryDirectory(prefix="train-speed-") as scratch:
         setting = Setting(
             folder=Path(scratch),
             python={"default": sys.executable, "trl": args.trl_python},
-            memory=args.memory * 1e9 if args.memory else _free_memory(args.device),
+            memory=args.memory * 1e9 if args.memory else free_memory(args.device),
             patience=args.patience,
             threads=args.threads,
             alone=args.alone,
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             result["curves"] = curves.compare(make, setting)
             texts.append(curves.markdown(result["curves"]))
             _say(args, texts)
-    _write_json(args.json, result)
+    write_json(args.json, result)
     if args.svg:
         _draw(args.svg, result)
     return result
@@ -145,7 +147,7 @@ def _measure(
 
     def keep(courses: Sequence[Course]) -> None:
         result["workloads"][name] = {**shared, **summarize([*courses, *absent], tokens)}
-        _write_json(args.json, result)
+        write_json(args.json, result)
 
     courses = run_groups(groups, setting, warmup=args.warmup, repeats=args.repeats, after=keep)
     return {**shared, **summarize([*courses, *absent], tokens)}
@@ -169,7 +171,8 @@ def _length(name: str) -> int:
     return int(number) if kind == "synthetic" and number.isdigit() and int(number) >= 16 else 0
 
 
-def _folder(spec: str) -> Path:
+def model_folder(spec: str) -> Path:
+    """The folder of a model."""
     if (Path(spec) / "config.json").is_file():
         return Path(spec)
     from fenlei.modeling.sources import resolve
@@ -177,7 +180,7 @@ def _folder(spec: str) -> Path:
     return resolve(spec).path
 
 
-def _free_memory(device: str) -> float:
+def free_memory(device: str) -> float:
     """Bytes that may be taken: most of what is free now."""
     if device == "cuda":
         query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
@@ -193,7 +196,8 @@ def _free_memory(device: str) -> float:
     return 8e9
 
 
-def _made(args: argparse.Namespace) -> dict[str, Any]:
+def made(args: argparse.Namespace) -> dict[str, Any]:
+    """How and on what the figures were made."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -219,7 +223,8 @@ def _say(args: argparse.Namespace, texts: Sequence[str]) -> None:
         args.markdown.write_text("\n".join(texts), encoding="utf-8")
 
 
-def _write_json(path: Path | None, result: dict[str, Any]) -> None:
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Writes the figures, where a file was named."""
     if path is not None:
         path.write_text(json.dumps(result, indent=1), encoding="utf-8")
 

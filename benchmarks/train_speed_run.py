@@ -1,4 +1,7 @@
-"""Runs measured processes side by side: one optimizer step of one of them at a time, in turn."""
+"""Runs measured processes side by side: one step of one of them at a time, in turn.
+
+A step is an optimizer step in the training benchmark and a portion of the rows in the prediction benchmark.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ class Course:
         rest: resident memory after the last step, bytes: what the process holds while another works.
         gpu_peak: most memory allocated on the GPU, bytes; 0 without one.
         rates: matrix products only: operations a second by shape, one entry a round.
+        answers: what the process said after each measured step, in full.
         failed: why it did not finish; empty when it did.
     """
 
@@ -47,6 +51,7 @@ class Course:
     rest: int = 0
     gpu_peak: int = 0
     rates: list[dict[str, float]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     failed: str = ""
 
 
@@ -60,12 +65,13 @@ class Child:
     Args:
         job: what it does.
         python: its interpreter.
+        script: what it runs.
         folder: gets the job and what the process prints.
         env: environment variables beside the inherited ones.
         patience: seconds that one answer may take.
     """
 
-    def __init__(self, job: Job, python: str, folder: Path, env: dict[str, str], patience: float) -> None:
+    def __init__(self, job: Job, python: str, script: Path, folder: Path, env: dict[str, str], patience: float) -> None:
         self.job, self._patience = job, patience
         folder.mkdir(parents=True, exist_ok=True)
         job.write(folder / "job.json")
@@ -73,7 +79,7 @@ class Child:
         self._waiting = b""
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [python, str(_CHILD), str(folder / "job.json")],
+                [python, str(script), str(folder / "job.json")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -143,6 +149,7 @@ class Setting:
         patience: seconds that an answer may take.
         threads: threads of a process; None: torch's own choice.
         alone: whether each process has the machine to itself.
+        scripts: what a process runs by method, where it is not the training benchmark's.
         say: where progress goes.
     """
 
@@ -152,6 +159,7 @@ class Setting:
     patience: float = 1800.0
     threads: int | None = None
     alone: bool = False
+    scripts: Mapping[str, Path] = field(default_factory=dict)
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
     def start(self, job: Job, number: int) -> Child:
@@ -159,7 +167,8 @@ class Setting:
         env = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         if job.device == "cuda":
             env.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
-        return Child(job, python, self.folder / f"{number:02d}-{_plain(job.name)}", env, self.patience)
+        script = self.scripts.get(job.method, _CHILD)
+        return Child(job, python, script, self.folder / f"{number:02d}-{_plain(job.name)}", env, self.patience)
 
 
 def memory_need(job: Job, longest: int, ours: float = 0.0) -> tuple[float, float]:
@@ -190,15 +199,25 @@ def memory_need(job: Job, longest: int, ours: float = 0.0) -> tuple[float, float
 
 
 def make_groups(jobs: Sequence[Job], longest: int, memory: float, ours: float = 0.0) -> list[list[Job]]:
-    """Spreads variants over groups that fit into memory; the first job and the matrix products are in each.
+    """Spreads variants over groups that fit into memory; the first job and the matrix products are in each."""
+    return spread(jobs, memory, lambda job: memory_need(job, longest, ours))
+
+
+def spread(jobs: Sequence[Job], memory: float, need: Callable[[Job], tuple[float, float]]) -> list[list[Job]]:
+    """Groups that fit into memory; the first job and the matrix products are in each.
 
     Only one process works at a time, but the others keep what they once took: on a GPU all of it.
+
+    Args:
+        jobs: the variants.
+        memory: bytes that the processes of one group may take together.
+        need: bytes that a process takes between its steps and at their peak.
     """
     always = [jobs[0], *(job for job in jobs[1:] if job.method == "matrix")]
     others = [job for job in jobs if job not in always]
     groups = [list(always)]
     for job in others:
-        room = (g for g in groups if len(g) == len(always) or _together([*g, job], longest, ours) <= memory)
+        room = (g for g in groups if len(g) == len(always) or _together([*g, job], need) <= memory)
         group = next(room, None)
         if group is None:
             groups.append(group := list(always))
@@ -206,8 +225,8 @@ def make_groups(jobs: Sequence[Job], longest: int, memory: float, ours: float = 
     return groups
 
 
-def _together(jobs: Sequence[Job], longest: int, ours: float) -> float:
-    needs = [memory_need(job, longest, ours) for job in jobs]
+def _together(jobs: Sequence[Job], need: Callable[[Job], tuple[float, float]]) -> float:
+    needs = [need(job) for job in jobs]
     if jobs[0].device == "cuda":
         return sum(peak for _, peak in needs)
     return sum(rest for rest, _ in needs) + max(peak - rest for rest, peak in needs)
@@ -267,6 +286,7 @@ def _step(children: dict[int, Child], i: int, course: Course, counts: bool, sett
         course.gpu_peak = max(course.gpu_peak, answer.get("gpu_peak", 0))
         if counts:
             course.seconds.append(answer["seconds"])
+            course.answers.append(answer)
             if "rates" in answer:
                 course.rates.append(answer["rates"])
         setting.say(f"  {course.job.name}: {'' if counts else 'warm-up '}{answer['seconds']:.2f} s")

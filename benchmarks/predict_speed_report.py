@@ -1,0 +1,142 @@
+"""From measured seconds to the figures of the prediction benchmark, and the report as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from predict_speed_job import Row
+from train_speed_report import matrix_rates, ratio
+from train_speed_run import Course
+
+BASELINE = "generate, one by one"
+
+
+def summarize(
+    courses: Sequence[Course], portions: Mapping[str, Sequence[Sequence[Row]]], known: Mapping[str, Collection[str]]
+) -> dict[str, Any]:
+    """The figures of one workload.
+
+    Args:
+        courses: what was measured; the reference once in every group.
+        portions: by classifier folder, the rows of each measured step.
+        known: by classifier folder, every answer that stands for a label.
+
+    Returns:
+        `variants`: one dict a variant, in the order of ``courses``; `matrix`: rates of plain matrix products.
+    """
+    matrix = matrix_rates([c for c in courses if c.job.method == "matrix"])
+    names = dict.fromkeys(c.job.name for c in courses if c.job.method != "matrix")
+    variants = []
+    for name in names:
+        own = [c for c in courses if c.job.name == name]
+        folder = str(own[0].job.classifier)  # type: ignore[attr-defined]
+        variants.append(_variant(own, courses, portions.get(folder, ()), known.get(folder, ()), matrix))
+    return {"variants": variants, "matrix": matrix}
+
+
+def _variant(
+    own: Sequence[Course],
+    courses: Sequence[Course],
+    portions: Sequence[Sequence[Row]],
+    known: Collection[str],
+    matrix: dict[str, Any],
+) -> dict[str, Any]:
+    job = own[0].job
+    found: dict[str, Any] = {
+        "variant": job.name,
+        "method": job.method,
+        "settings": job.settings,
+        "ready": {k: v for k, v in own[0].ready.items() if k not in ("event", "now", "peak")},
+        "groups": [c.group for c in own],
+        "seconds": [c.seconds for c in own],
+        "failed": "; ".join(c.failed for c in own if c.failed),
+        "peak_bytes": max(c.peak for c in own) or None,
+        "gpu_peak_bytes": max(c.gpu_peak for c in own) or None,
+    }
+    steps = [
+        (rows, seconds, said["answers"])
+        for c in own
+        for rows, seconds, said in zip(portions, c.seconds, c.answers, strict=False)
+    ]
+    if not steps:
+        return found
+    token_rate = statistics.median(sum(len(row.prompt) for row in rows) / s for rows, s, _ in steps)
+    operations = 2 * job.model.body_parameters * token_rate
+    return found | {
+        "texts_per_second": statistics.median(len(rows) / s for rows, s, _ in steps),
+        "tokens_per_second": token_rate,
+        "model_flops": operations,
+        "share_of_matrix_rate": operations / matrix["best"] if matrix else None,
+        "share_of_data_sheet": operations / matrix["data_sheet"] if matrix.get("data_sheet") else None,
+        "speed_ratio": ratio(courses, BASELINE, job.name),
+        **_right(steps, known),
+    }
+
+
+def _right(steps: Sequence[tuple[Sequence[Row], float, Sequence[str]]], known: Collection[str]) -> dict[str, Any]:
+    """How many answers are right, and how many are no label at all; a text that is measured twice counts once."""
+    pairs = (pair for rows, _, said in steps for pair in zip(rows, said, strict=True))
+    answers = {row.text: (row, answer.strip()) for row, answer in pairs}
+    return {
+        "rows": len(answers),
+        "accuracy": sum(row.answer == answer for row, answer in answers.values()) / len(answers),
+        "off_label": sum(answer not in known for _, answer in answers.values()),
+    }
+
+
+def markdown(name: str, workload: dict[str, Any]) -> str:
+    """One workload as a Markdown section."""
+    gpu = any(v.get("gpu_peak_bytes") for v in workload["variants"])
+    sheet = bool(workload["matrix"].get("data_sheet"))
+    trained = not workload["fresh"]
+    head = ["variant", "texts/s", "tokens/s", "model TFLOP/s" if gpu else "model GFLOP/s", "of matrix rate"]
+    head += [*(["of data sheet"] if sheet else []), "peak GB", *(["GPU peak GB"] if gpu else []), "speed"]
+    head += ["accuracy", "no label"] if trained else []
+    lines = [f"### {name}", "", f"{workload['about']}.", "", f"| {' | '.join(head)} |"]
+    lines.append("|---" + "|---:" * (len(head) - 1) + "|")
+    lines += [_row(v, len(head), gpu, sheet, trained) for v in workload["variants"]]
+    return "\n".join([*lines, "", *_notes(workload)]) + "\n"
+
+
+def _row(v: dict[str, Any], columns: int, gpu: bool, sheet: bool, trained: bool) -> str:
+    if "texts_per_second" not in v:
+        return f"| {v['variant']} | {v['failed'] or 'not measured'} " + "| " * (columns - 2) + "|"
+    cells = [v["variant"], f"{v['texts_per_second']:.3g}", f"{v['tokens_per_second']:.0f}"]
+    cells += [f"{v['model_flops'] / (1e12 if gpu else 1e9):.3g}", _percent(v["share_of_matrix_rate"])]
+    cells += [_percent(v["share_of_data_sheet"])] if sheet else []
+    cells += [_gigabytes(v["peak_bytes"]), *([_gigabytes(v["gpu_peak_bytes"])] if gpu else [])]
+    cells += ["" if v["speed_ratio"] is None else f"{v['speed_ratio']:.2f} x"]
+    cells += [f"{v['accuracy']:.3f}", f"{v['off_label']} of {v['rows']}"] if trained else []
+    return f"| {' | '.join(cells)} |"
+
+
+def _notes(workload: dict[str, Any]) -> list[str]:
+    matrix, notes = workload["matrix"], []
+    if matrix:
+        best = max(matrix["shapes"], key=lambda name: matrix["shapes"][name])
+        notes.append(
+            f"- Matrix rate measured between the steps: {matrix['best'] / 1e9:,.0f} GFLOP/s ({best}, bfloat16)."
+        )
+    notes.append(
+        f"- {workload['rows_per_step']} texts a step, {workload['repeats']} steps measured, "
+        + ("each variant alone" if workload["alone"] else "all variants in turn")
+        + "; medians. Speed: times faster than `generate` one by one, as the median of the ratios within a round. "
+        "Tokens are those of the prompts; model FLOP/s is 2 x the layers' weights x tokens, whatever a method really "
+        "computes, so sharing work between texts can pass 100 %."
+    )
+    notes.append(f"- {workload['length']}")
+    if tried := workload["tried"]:
+        listed = ", ".join(f"{t['setting']} {t['seconds']:.2f} s" if t["seconds"] else f"{t['setting']} failed"
+                           for t in tried)  # fmt: skip
+        notes.append(f"- Batched `generate`, settings tried (seconds a step): {listed}. The fastest is in the table.")
+    return notes
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e9:.2f}"
