@@ -124,6 +124,45 @@ def test_other_architectures(kind):
     assert not said
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in {"gemma2", "phi3"}])
+def test_a_beginning_computed_once_for_all_passes(kind):
+    model, rows = make_model(kind, **ARCHITECTURES[kind]), make_rows(8, shared=20)
+    expected = plain(model, rows)
+    engine = engine_of(model, tokens=90)
+    assert engine._beginning(rows) == 20
+    assert len(engine._groups(rows, 20)) > 2
+    assert_same(run(engine, rows), expected, 5e-5)
+
+
+@pytest.mark.parametrize("settings", [{"layers": "last:1"}, {"method": "dora"}, {"method": "full"}])
+def test_a_beginning_computed_once_with_other_methods(settings):
+    model, rows = make_model(lora=LoraConfig(**settings)), make_rows(8, shared=20)
+    expected = plain(model, rows)
+    assert_same(run(engine_of(model, tokens=90), rows), expected, 5e-5)
+
+
+def test_gradients_of_a_beginning_that_get_lost_would_be_seen(monkeypatch):
+    """Negative control."""
+    from fenlei.training.beginning import CommonBeginning
+
+    model, rows = make_model(), make_rows(8, shared=20)
+    expected = plain(model, rows)
+    monkeypatch.setattr(CommonBeginning, "backward", lambda self: None)
+    with pytest.raises(AssertionError):
+        assert_same(run(engine_of(model, tokens=90), rows), expected, 5e-5)
+
+
+def test_rows_that_share_more_with_their_neighbours_share_it_in_each_pass():
+    first, second = make_rows(4, shared=60, seed=1), make_rows(4, shared=60, seed=2)
+    system = [7] * 20
+    rows = [TrainingRow([*system, *r.input_ids], r.answer_start + 20) for r in [*first, *second]]
+    model = make_model()
+    expected = plain(model, rows)
+    engine = engine_of(model, tokens=200)
+    assert engine._beginning(rows) == 0
+    assert_same(run(engine, rows), expected, 5e-5)
+
+
 @pytest.mark.parametrize("queries", [1, 7, 16])
 def test_long_rows_cut_into_blocks(queries, monkeypatch):
     """Rows of a block end within different pieces, and some before the last one begins."""
@@ -221,12 +260,12 @@ class OutOfMemory:
         self.limit, self.failures, self.seen = limit, 0, []
         original = TrainingEngine._forward_backward
 
-        def limited(engine, batch, total):
+        def limited(engine, batch, total, *rest):
             self.seen.append(batch.input_ids.numel())
             if batch.input_ids.numel() > self.limit:
                 self.failures += 1
                 raise RuntimeError(message)
-            return original(engine, batch, total)
+            return original(engine, batch, total, *rest)
 
         monkeypatch.setattr(TrainingEngine, "_forward_backward", limited)
 

@@ -120,23 +120,23 @@ class FakeGpu:
         patch.setattr(cuda, "set_rng_state", lambda state, _: self.states_set.append(state))
         original = TrainingEngine._forward_backward
 
-        def counted(engine, batch, total):
+        def counted(engine, batch, total, *rest):
             self.peak = max(self.peak, batch.input_ids.numel())
-            return original(engine, batch, total)
+            return original(engine, batch, total, *rest)
 
         patch.setattr(TrainingEngine, "_forward_backward", counted)
 
     def engine(self, model, **train):
         engine = TrainingEngine(model, RunConfig.build({"train": train}), 0)
         engine._measured, engine.device = False, SimpleNamespace(type="cuda")
-        engine._collate = lambda group, c=engine._collate, e=engine: _on_cpu(e, c, group)
+        engine._collate = lambda *a, c=engine._collate, e=engine: _on_cpu(e, c, *a)
         return engine
 
 
-def _on_cpu(engine, collate, group):
+def _on_cpu(engine, collate, *arguments):
     engine.device, gpu = torch.device("cpu"), engine.device
     try:
-        return collate(group)
+        return collate(*arguments)
     finally:
         engine.device = gpu
 

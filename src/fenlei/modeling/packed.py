@@ -139,13 +139,16 @@ class PackedLayout:
         return self._biases[key]
 
 
-def pack(rows: Sequence[Sequence[int]], shared: int, size: BlockSize | None = None) -> tuple[list[int], PackedLayout]:
+def pack(
+    rows: Sequence[Sequence[int]], shared: int, size: BlockSize | None = None, *, before: bool = False
+) -> tuple[list[int], PackedLayout]:
     """Lays rows out behind their first ``shared`` tokens, which must be equal in all of them.
 
     Args:
         rows: token ids of each row; each longer than ``shared``.
         shared: P; 0 for rows that have nothing in common.
         size: of the blocks of attention.
+        before: the shared tokens are computed before and are no part of the sequence.
 
     Returns:
         The packed token ids and the layout.
@@ -153,17 +156,18 @@ def pack(rows: Sequence[Sequence[int]], shared: int, size: BlockSize | None = No
     import torch
 
     size = size or BlockSize()
+    inside = 0 if before else shared
     rest = [list(row[shared:]) for row in rows]
-    ids = list(rows[0][:shared])
-    positions = list(range(shared))
+    ids = list(rows[0][:inside])
+    positions = list(range(inside))
     starts = []
     for part in rest:
         starts.append(len(ids))
         ids += part
         positions += range(shared, shared + len(part))
-    blocks = causal_blocks([0], [shared], 0, size) if shared else []
-    blocks += causal_blocks(starts, [len(part) for part in rest], shared, size)
-    return ids, PackedLayout(shared, tuple(len(p) for p in rest), torch.tensor(positions), blocks)
+    blocks = causal_blocks([0], [inside], 0, size) if inside else []
+    blocks += causal_blocks(starts, [len(part) for part in rest], shared, size, shared - inside)
+    return ids, PackedLayout(inside, tuple(len(p) for p in rest), torch.tensor(positions), blocks)
 
 
 def causal_blocks(
@@ -270,7 +274,7 @@ class PackedState:
             kept: see the attribute.
             targets: see the attribute.
             pairs: see the attribute.
-            past: keys and values of shared tokens that were computed before; not for training.
+            past: keys and values of shared tokens that were computed before.
             remember: gets the keys and values of this sequence.
         """
         before = [c._attn_implementation for c in self._configs]

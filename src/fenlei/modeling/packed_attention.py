@@ -9,6 +9,8 @@ Shape letters as in :mod:`fenlei.modeling.packed`; Z key heads, G query heads a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,9 +71,29 @@ def _softmax_scores(
     The scores are float32: they reach tens, where bfloat16 would round them by 0.1.
     """
     rows, size, count = bias.shape
-    scores = torch.bmm(query.float().mul_(scale), key.float().transpose(1, 2))
-    scores.view(rows, -1, size, count).add_(bias[:, None])
+    with _exact_products_of(dtype):
+        scores = torch.bmm(query.float(), key.float().transpose(1, 2))
+    by_row = scores.view(rows, -1, size, count)
+    torch.add(bias[:, None], by_row, alpha=scale, out=by_row)
     return torch.softmax(scores, dim=-1).to(dtype)
+
+
+@contextmanager
+def _exact_products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Float32 products of numbers that came from bfloat16: the processor's bfloat16 units give them exactly.
+
+    They round their inputs to bfloat16, which changes nothing here, multiply, and add up in float32: the same sums in
+    half the time (docs/benchmarks.md).
+    """
+    before = torch.get_float32_matmul_precision()
+    if dtype != torch.bfloat16 or before == "medium":
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _CpuAttention(torch.autograd.Function):
@@ -104,13 +126,13 @@ class _CpuAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
         query, key, value, *saved = ctx.saved_tensors
         heads, length, width = query.shape
-        kv_heads = key.shape[0]
+        kv_heads, count_keys = key.shape[:2]
         groups = heads // kv_heads
         by_head = grad.transpose(0, 1)  # (H, N, D)
         d_query = query.new_empty(length, heads, width)
         # the shared tokens receive a sum over the rows: in float32, as one long row would have it
-        d_key = torch.zeros(length, kv_heads, width, dtype=torch.float32)
-        d_value = torch.zeros(length, kv_heads, value.shape[-1], dtype=torch.float32)
+        d_key = torch.zeros(count_keys, kv_heads, width, dtype=torch.float32)
+        d_value = torch.zeros(count_keys, kv_heads, value.shape[-1], dtype=torch.float32)
         for block, p in zip(ctx.layout.blocks, saved, strict=True):
             rows, size = block.queries.shape
             q = _gather(query, block.queries, groups)

@@ -15,14 +15,16 @@ from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
-from fenlei.modeling.packed import BlockSize, PackedState, can_pack
+from fenlei.modeling.packed import BlockSize, KeysAndValues, PackedState, can_pack
 from fenlei.modeling.varlen import flash_kernel, segments_of
+from fenlei.training.beginning import CommonBeginning
 from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
-from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, split_rows
+from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, shared_length, split_rows
 
 # three rows of 384: a tenth faster than two, in a third of the tutorial's memory (docs/benchmarks.md)
 _CPU_TOKENS = 1152
+_SHORTEST_BEGINNING = 16
 _GPU_TOKENS = (2048, 4096, 8192, 16384)
 _MOST_GPU_MEMORY = 0.85
 # CUDA; torch's allocator on Windows, and on Linux and macOS; cuBLAS for its workspace
@@ -168,35 +170,56 @@ class TrainingEngine:
         """Bytes of AdamW's two averages."""
         return 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
 
-    def _groups(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
+    def _groups(self, rows: Sequence[TrainingRow], before: int = 0) -> list[list[TrainingRow]]:
         """The rows of a step by forward pass."""
-        train, share = self.config.train, self.config.speed.share_prefix
-        return list(split_rows(rows, self.micro_batch_tokens, train.micro_batch_size, share=share, packed=self.packed))
+        most, share = self.config.train.micro_batch_size, self.config.speed.share_prefix
+        tokens = self.micro_batch_tokens
+        return list(split_rows(rows, tokens, most, share=share, packed=self.packed, before=before))
+
+    def _beginning(self, rows: Sequence[TrainingRow]) -> int:
+        """How many tokens all rows begin with that are worth a pass of their own; 0: each pass computes its own.
+
+        On a GPU a pass holds so many rows that there is little to gain.
+        """
+        on_cpu = self.device.type == "cpu" and self._flash is None
+        if not (on_cpu and self.packed and self.config.speed.share_prefix) or checkpoints_activations(self.model):
+            return 0
+        shared, groups = shared_length(rows), self._groups(rows)
+        if shared < _SHORTEST_BEGINNING or len(groups) < 2:
+            return 0
+        # rows that bring their own candidates share more within a pass than over the whole step
+        more = max(shared_length(group) for group in groups)
+        return shared if more < shared + _SHORTEST_BEGINNING else 0
 
     def _accumulate(self, rows: Sequence[TrainingRow]) -> float:
         total = sum(len(r.input_ids) - r.answer_start for r in rows)
         loss = 0.0
         self.model.train()
-        for group in self._groups(rows):
+        shared = self._beginning(rows)
+        once = CommonBeginning(self.model, self._packing, rows[0].input_ids[:shared], self._size) if shared else None
+        for group in self._groups(rows, shared):
             if self._give_up():
                 raise StepAbandoned
-            loss += self._forward_backward(self._collate(group), total)
+            loss += self._forward_backward(self._collate(group, shared), total, once.past if once else None)
+        if once is not None:
+            once.backward()
         return loss
 
-    def _collate(self, group: Sequence[TrainingRow]) -> MicroBatch:
+    def _collate(self, group: Sequence[TrainingRow], before: int = 0) -> MicroBatch:
         if not self.packed:
             return padded_batch(group, self.pad_id).to(self.device)
-        batch = packed_batch(group, share=self.config.speed.share_prefix, size=self._size).to(self.device)
+        share = self.config.speed.share_prefix
+        batch = packed_batch(group, share=share, size=self._size, before=before).to(self.device)
         if self._flash is not None and batch.layout is not None:
             batch.layout.segments = segments_of(batch.layout, self._flash)
         return batch
 
-    def _forward_backward(self, batch: MicroBatch, total: int) -> float:
+    def _forward_backward(self, batch: MicroBatch, total: int, past: KeysAndValues | None = None) -> float:
         if batch.layout is None:
             loss = self._losses(batch).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
+            with self._packing.running(batch.layout, self._kept(batch), self._targets(batch), past=past):
                 loss = self._losses(batch).sum() / total
                 loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())

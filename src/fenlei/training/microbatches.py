@@ -42,7 +42,13 @@ class MicroBatch:
 
 
 def split_rows(
-    rows: Sequence[TrainingRow], tokens: int, most_rows: int | None = None, *, share: bool = True, packed: bool = True
+    rows: Sequence[TrainingRow],
+    tokens: int,
+    most_rows: int | None = None,
+    *,
+    share: bool = True,
+    packed: bool = True,
+    before: int = 0,
 ) -> Iterator[list[TrainingRow]]:
     """Groups rows so that each group has at most ``tokens`` tokens; a longer row is alone.
 
@@ -52,14 +58,15 @@ def split_rows(
         most_rows: most rows in a group.
         share: whether rows will share their beginning; rows with equal beginnings then come together.
         packed: whether rows will be packed; else rows of near-equal length come together.
+        before: number of tokens at the beginning of every row that are computed once for all groups.
     """
     sharing = share and packed
     group: list[TrainingRow] = []
     for row in sorted(rows, key=lambda r: r.input_ids if sharing else -len(r.input_ids)):
         wider = [*group, row]
         if packed:
-            shared = shared_length(wider) if sharing else 0
-            size = shared + sum(len(r.input_ids) - shared for r in wider)
+            shared = before or (shared_length(wider) if sharing else 0)
+            size = shared * (not before) + sum(len(r.input_ids) - shared for r in wider)
         else:
             size = len(wider) * max(len(r.input_ids) for r in wider)
         if group and (size > tokens or len(wider) > (most_rows or len(rows))):
@@ -81,12 +88,14 @@ def shared_length(rows: Sequence[TrainingRow]) -> int:
     return next((i for i in range(most) if low[i] != high[i]), most)
 
 
-def packed_batch(rows: Sequence[TrainingRow], *, share: bool = True, size: BlockSize | None = None) -> MicroBatch:
-    """Rows one after the other behind their common beginning."""
+def packed_batch(
+    rows: Sequence[TrainingRow], *, share: bool = True, size: BlockSize | None = None, before: int = 0
+) -> MicroBatch:
+    """Rows one after the other behind their common beginning, or behind ``before`` tokens that were computed before."""
     import torch
 
-    shared = shared_length(rows) if share else 0
-    ids, layout = pack([r.input_ids for r in rows], shared, size)
+    shared = before or (shared_length(rows) if share else 0)
+    ids, layout = pack([r.input_ids for r in rows], shared, size, before=bool(before))
     keep = torch.zeros(1, len(ids), dtype=torch.bool)
     targets: list[int] = []
     for row, start in zip(rows, layout.starts, strict=True):

@@ -11,17 +11,21 @@ from rich.console import Console
 
 from fenlei.config_parts import CalibrationConfig
 from fenlei.data import Example
-from fenlei.durable import write_json
+from fenlei.data.columns import Columns
+from fenlei.durable import write_bytes, write_json
 from fenlei.errors import ConfigError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.calibration import fit_calibration
 from fenlei.evaluation.pictures import reliability_png, risk_coverage_png
+from fenlei.inference.records import json_line, make_record
 from fenlei.modeling.calibration import Calibration, check_settings
 from fenlei.modeling.prediction import Prediction, recalibrate
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png
 from fenlei.training.callbacks import TRACKED
 
 _SAMPLES_SHOWN = 8
+# predictions/<part>.jsonl: the file's own names and other columns are not known here any more
+_COLUMNS = Columns(text="text", label="label", candidates=None, id="id")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def report_part(
         scored: its rows, calibrated.
         labels: the label set.
         calibration: what they were calibrated by.
-        folder: where ``<part>.json`` and the pictures go.
+        folder: where ``<part>.json`` and the pictures go; the predictions go into ``predictions/`` beside it.
         step: the step whose weights were used.
         record: gets the figures.
         trackers: get figures and pictures.
@@ -108,6 +112,7 @@ def report_part(
     scalars = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     folder.mkdir(exist_ok=True)
     write_json(folder / f"{part}.json", metrics)
+    write_predictions(scored, folder.parent / "predictions" / f"{part}.jsonl")
     record.write(part, step, final=True, **scalars)
     if part == "test":  # the dev scores have been drawn on the way
         trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
@@ -120,6 +125,26 @@ def report_part(
     trackers.log_image(f"{part}/risk_coverage", risk, step, caption=f"{part}: errors among the rows answered")
     trackers.log_text(f"{part}/samples", _samples(scored), step)
     return metrics
+
+
+def write_predictions(scored: Scored, path: Path) -> None:
+    """Writes ``predictions/<part>.jsonl``: what ``fenlei predict`` writes, with ``text`` and ``input_label``.
+
+    Args:
+        scored: the rows.
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    lines = [
+        json_line(make_record(example, _COLUMNS, prediction, keep=("text", "label")))
+        for example, prediction in zip(
+            (replace(e, extra={}) for e in scored.examples), scored.predictions, strict=True
+        )
+    ]
+    write_bytes(path, b"".join(lines))
 
 
 def _samples(scored: Scored) -> str:

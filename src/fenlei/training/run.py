@@ -18,6 +18,7 @@ from fenlei.data import Example
 from fenlei.durable import disk_full_message, is_disk_full
 from fenlei.errors import FenleiError, Interrupted, StopNow, TrainingError
 from fenlei.evaluation import evaluate_predictions
+from fenlei.evaluation.report import model_card
 from fenlei.inference import Predictor
 from fenlei.modeling.adapter import add_adapter, finish_training, save_weights
 from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count, pick_device
@@ -30,7 +31,9 @@ from fenlei.training.callbacks import CutShort, EarlyStopping, Interruption, Rep
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set, require_one_gpu
+from fenlei.training.findings import report_label_errors, report_ladder
 from fenlei.training.folder import check_same_run, note_run, open_run, sole_user
+from fenlei.training.outcome import measure_cost, publish
 from fenlei.training.report import Scored, calibrate, check_calibration, report_part
 from fenlei.training.space import classifier_bytes, require_space
 from fenlei.training.state import restore_weights
@@ -54,6 +57,7 @@ class TrainResult:
         trackers: one line for each tracker: where its record is, or why there is none.
         predictor: the classifier in memory, ready to use.
         base_model: which base model the adapter belongs to, as in the manifest.
+        ladder: what simpler classifiers reach, see :func:`fenlei.evaluation.ladder.build_ladder`.
     """
 
     run_dir: Path
@@ -66,6 +70,7 @@ class TrainResult:
     trackers: list[str]
     predictor: Predictor
     base_model: dict[str, Any]
+    ladder: dict[str, Any] | None = None
 
 
 def train_classifier(
@@ -201,15 +206,21 @@ class _Session:
         record, status = self._open_record(checkpoint), "failed"
         self.store.before_publish = record.sync
         try:
+            began = time.monotonic()
             steps = self._train(rows, checkpoint, record, trackers)
+            cost = measure_cost(rows, self.config, steps, time.monotonic() - began, resumed=checkpoint is not None)
             best = self._take_best()
             dev_rows = self._scored(self.data.dev)
             calibration = calibrate(dev_rows, self.config.calibration, record, best.step, self.console)
             self.predictor.calibration = calibration
             classifier = self._save(self.run_dir / "classifier")
-            dev = self._report("dev", dev_rows.calibrated(calibration), best.step, record, trackers)
+            dev_rows = dev_rows.calibrated(calibration)
+            dev = self._report("dev", dev_rows, best.step, record, trackers)
             # after everything that is chosen or fitted
-            test = self._report("test", self._scored(self.data.test), best.step, record, trackers)
+            test_rows = self._scored(self.data.test)
+            test = self._report("test", test_rows, best.step, record, trackers)
+            ladder = self._compare(dev_rows, test_rows, steps, best.step, record)
+            publish(self.run_dir, cost, best.step, self.console, trackers)
             record.sync()
             status = "completed"
         except KeyboardInterrupt:
@@ -229,6 +240,24 @@ class _Session:
             trackers=list(trackers.where),
             predictor=self.predictor,
             base_model=self.base_model,
+            ladder=ladder,
+        )
+
+    def _compare(self, dev: Scored, test: Scored, steps: int, best_step: int, record: Record) -> dict[str, Any] | None:
+        folder = self.run_dir / "report"
+        report_label_errors(dev, folder)
+        return report_ladder(
+            self.config,
+            self.data,
+            self.predictor,
+            dev,
+            test,
+            steps=steps,
+            best_step=best_step,
+            folder=folder,
+            record=record,
+            console=self.console,
+            progress=self.interruption.check,
         )
 
     def _train(self, rows: TrainingSet, checkpoint: Checkpoint | None, record: Record, trackers: TrackerGroup) -> int:
@@ -290,7 +319,8 @@ class _Session:
             dev = self._scored(self.data.dev)
         except CutShort:
             return None
-        return evaluate_predictions(dev.gold, dev.predictions, self.data.labels.names, seconds=dev.seconds)
+        labels = self.data.labels.names
+        return evaluate_predictions(dev.gold, dev.predictions, labels, seconds=dev.seconds, full=False)
 
     def _scored(self, examples: list[Example]) -> Scored:
         start = time.monotonic()
@@ -310,14 +340,18 @@ class _Session:
             save_weights(self.model, folder)
             self.tokenizer.save_pretrained(str(folder / TOKENIZER))
 
+        labels, calibration = self.data.labels.to_dict(), self.predictor.calibration.to_dict()
+        settings = self.config.model_dump(mode="json")
+        name = self.run_dir.resolve().name
         return write_artifact(
             path,
-            labels=self.data.labels.to_dict(),
+            labels=labels,
             prompt=prompt_record(self.config, self.encoder),
-            calibration=self.predictor.calibration.to_dict(),
+            calibration=calibration,
             base_model=self.base_model,
             save_weights=save,
             needed=classifier_bytes(self.model),
+            card=model_card(name, labels, self.base_model, config=settings, calibration=calibration),
         )
 
     def _report(
