@@ -8,6 +8,7 @@
       adapter/           LoRA weights (safetensors) and their configuration; or
       model/             the whole model, where its own weights were trained
       tokenizer/         the tokenizer's files
+      README.md          the model card, for people and hubs
 
 JSON and safetensors only: nothing in it can run code. A folder without a manifest is not a classifier.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fenlei.durable import aside, disk_full_message, fsync_tree, is_disk_full, replace_folder
+from fenlei.durable import aside, disk_full_message, fsync_tree, is_disk_full, replace_folder, write_bytes
 from fenlei.durable import write_json as write_json
 from fenlei.errors import ArtifactError
 
@@ -34,6 +36,7 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter"
 MODEL = "model"
 TOKENIZER = "tokenizer"
+CARD = "README.md"
 _LIBRARIES = ("fenlei", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -70,6 +73,7 @@ def write_artifact(
     base_model: Mapping[str, Any],
     save_weights: Callable[[Path], None],
     needed: int | None = None,
+    card: str | None = None,
 ) -> Path:
     """Writes a classifier folder: whole or not at all.
 
@@ -84,6 +88,7 @@ def write_artifact(
         base_model: id, source, revision and weight hashes of the base model.
         save_weights: writes ``adapter/`` or ``model/``, and ``tokenizer/``, into the folder it is given.
         needed: bytes that the folder will take, where known: for the message when the disk is full.
+        card: the model card, see :func:`fenlei.evaluation.report.model_card`.
 
     Raises:
         ArtifactError: the target holds something that is not a classifier, or cannot be written.
@@ -98,6 +103,8 @@ def write_artifact(
     try:
         for name, content in (("labels", labels), ("prompt", prompt), ("calibration", calibration)):
             write_json(staging / f"{name}.json", content)
+        if card is not None:
+            write_bytes(staging / CARD, card.encode("utf-8", "replace"))
         save_weights(staging)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -123,6 +130,42 @@ def write_artifact(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def replace_card(path: str | Path, card: str) -> Path:
+    """Gives a classifier folder another model card; the folder is replaced as a whole, so it is never half new.
+
+    Weights and tokenizer are linked, not copied, where the disk can do that.
+
+    Args:
+        path: the classifier folder, or the run folder that holds it.
+        card: the new card.
+
+    Raises:
+        ArtifactError: no whole classifier there, or it cannot be written.
+    """
+    artifact = read_artifact(path)
+
+    def keep_weights(folder: Path) -> None:
+        for part in (artifact.weights, TOKENIZER):
+            shutil.copytree(artifact.path / part, folder / part, copy_function=_link)
+
+    return write_artifact(
+        artifact.path,
+        labels=artifact.labels,
+        prompt=artifact.prompt,
+        calibration=artifact.calibration,
+        base_model=artifact.manifest["base_model"],
+        save_weights=keep_weights,
+        card=card,
+    )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not on every disk
+        shutil.copy2(source, target)
 
 
 def read_artifact(path: str | Path) -> Artifact:

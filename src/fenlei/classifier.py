@@ -329,6 +329,8 @@ class TextClassifier:
         Raises:
             ArtifactError: the place is taken by something else.
         """
+        from fenlei.evaluation.report import card_of_copy
+
         encoder = self._ready().encoder
         assert self._folder is not None
         artifact = read_artifact(self._folder)
@@ -342,6 +344,7 @@ class TextClassifier:
             if calibration == Calibration.from_dict(artifact.calibration).to_dict():
                 return artifact.path
 
+
         def save_weights(folder: Path) -> None:
             for part in (artifact.weights, TOKENIZER):
                 shutil.copytree(artifact.path / part, folder / part)
@@ -353,6 +356,7 @@ class TextClassifier:
             calibration=calibration,
             base_model=artifact.manifest["base_model"],
             save_weights=save_weights,
+            card=card_of_copy(path, artifact, labels, calibration, self.config.model_dump(mode="json")),
         )
 
     @classmethod

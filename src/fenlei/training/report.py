@@ -140,9 +140,7 @@ def write_predictions(scored: Scored, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     lines = [
         json_line(make_record(example, _COLUMNS, prediction, keep=("text", "label")))
-        for example, prediction in zip(
-            (replace(e, extra={}) for e in scored.examples), scored.predictions, strict=True
-        )
+        for example, prediction in zip((replace(e, extra={}) for e in scored.examples), scored.predictions, strict=True)
     ]
     write_bytes(path, b"".join(lines))
 

@@ -1,0 +1,97 @@
+"""Rows in the small form that the page reads: columns instead of objects, long texts shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fenlei.evaluation.report.data import LabelIssue, Row
+
+MOST_ROWS = 20_000
+# with the chart library (0.2 MB) and the figures this keeps 10,000 rows under 8 MB
+TEXT_BUDGET = 5_000_000
+_TOP = 5
+_LIMITS = (20_000, 8000, 4000, 2000, 1200, 800, 600, 450, 350, 250, 180, 120, 80, 50, 30)
+# a wrong answer is read, a right one is seldom looked at
+_WRONG_GETS = 6
+_MOST_ISSUES = 500
+_ISSUE_TEXT = 1000
+
+
+def compact_rows(rows: Sequence[Row], labels: Sequence[str], budget: int = TEXT_BUDGET) -> dict[str, Any]:
+    """The rows for the error browser.
+
+    Args:
+        rows: all rows; of more than 20,000, all that fit, the wrong ones first.
+        labels: the label set; a label outside it gets a number after its end.
+        budget: bytes that their texts may take together.
+
+    Returns:
+        ``names`` (label of every number), ``total`` (rows there are), ``limit`` (characters that right ones were cut
+        to, or None) and the columns ``id``, ``gold``, ``said``, ``flags`` (1: abstained, 2: truncated), ``length``
+        (characters of the whole text), ``text`` and ``top``: number, probability x 10,000, number, ... of the five most
+        probable labels and the right one.
+    """
+    shown = list(rows)
+    if len(shown) > MOST_ROWS:
+        wrong = [i for i, row in enumerate(rows) if row.label != row.predicted]
+        right = [i for i, row in enumerate(rows) if row.label == row.predicted]
+        room = max(0, MOST_ROWS - len(wrong))
+        stride = -(-len(right) // room) if room else 0
+        kept = sorted([*wrong[:MOST_ROWS], *(right[::stride] if stride else [])])
+        shown = [rows[i] for i in kept]
+    numbers = {label: i for i, label in enumerate(labels)}
+    for row in shown:
+        for name in (row.label, row.predicted, *row.probabilities):
+            numbers.setdefault(name, len(numbers))
+    limit = _limit(shown, budget)
+    return {
+        "names": list(numbers),
+        "total": len(rows),
+        "limit": limit,
+        "id": [row.id for row in shown],
+        "gold": [numbers[row.label] for row in shown],
+        "said": [numbers[row.predicted] for row in shown],
+        "flags": [int(row.abstained) + 2 * int(row.truncated) for row in shown],
+        "length": [len(row.text) for row in shown],
+        "text": [_cut(row, limit) for row in shown],
+        "top": [_top(row, numbers) for row in shown],
+    }
+
+
+def compact_issues(issues: Sequence[LabelIssue]) -> list[dict[str, Any]]:
+    """The probable label errors, the most probable first, at most 500."""
+    ordered = sorted(issues, key=lambda issue: issue.score)[:_MOST_ISSUES]
+    return [
+        {
+            "id": issue.id,
+            "part": issue.part,
+            "given": issue.given,
+            "suggested": issue.suggested,
+            "score": issue.score,
+            "text": issue.text[:_ISSUE_TEXT],
+        }
+        for issue in ordered
+    ]
+
+
+def _top(row: Row, numbers: dict[str, int]) -> list[int]:
+    ordered = sorted(row.probabilities.items(), key=lambda item: -item[1])
+    kept = ordered[:_TOP] + [item for item in ordered[_TOP:] if item[0] == row.label]
+    return [number for name, p in kept for number in (numbers[name], round(p * 10_000))]
+
+
+def _limit(rows: Sequence[Row], budget: int) -> int | None:
+    """Characters of a right row's text; None where all texts fit as they are."""
+    if sum(len(row.text.encode("utf-8", "replace")) for row in rows) <= budget:
+        return None
+    for limit in _LIMITS:
+        if sum(len(_cut(row, limit).encode("utf-8", "replace")) for row in rows) <= budget:
+            return limit
+    return _LIMITS[-1]
+
+
+def _cut(row: Row, limit: int | None) -> str:
+    if limit is None:
+        return row.text
+    return row.text[: limit if row.label == row.predicted else limit * _WRONG_GETS]
