@@ -382,6 +382,11 @@ class TextClassifier:
         self.manifest = artifact.manifest
         return self
 
+    @property
+    def predictor(self) -> Predictor:
+        """Model, encoder and calibration; a FenleiError if the classifier was neither fitted nor loaded."""
+        return self._ready()
+
     def _ready(self) -> Predictor:
         if self._predictor is None:
             raise FenleiError("this classifier is not trained yet: call fit(...), or TextClassifier.load(folder)")

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fenlei.config_parts import CalibrationConfig, Part
+from fenlei.config_parts import CalibrationConfig, EvaluationConfig, Part
 from fenlei.config_parts import SpeedConfig as SpeedConfig
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
 # the default of train.learning_rate by lora.method, where it is another one
 LEARNING_RATES = {"full": 2e-5}
-_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration")
+_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration", "evaluation")
 
 
 class DataConfig(Part):
@@ -236,6 +236,7 @@ class RunConfig(Part):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
     def _train_suits_method(self) -> RunConfig:

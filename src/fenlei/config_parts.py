@@ -67,3 +67,25 @@ class SpeedConfig(Part):
     """On a GPU: `flash`: FlashAttention on packed rows (torch 2.13 or package flash-attn), `auto`: if it can be had."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
     """On a GPU, and with `fused_norm`: `liger`: the package liger-kernel for norms, positions and activation."""
+
+
+class EvaluationConfig(Part):
+    """What the tuned model is compared with at the end of a run."""
+
+    ladder: tuple[Literal["majority", "tfidf", "zero_shot", "few_shot"], ...] = (
+        "majority",
+        "tfidf",
+        "zero_shot",
+        "few_shot",
+    )
+    """Baselines on the test rows (dev rows without a test set): the most frequent class, TF-IDF with a linear model,
+    the model before tuning without and with solved examples in its prompt; `[]` for none."""
+    ladder_rows: int | None = Field(default=200, ge=2)
+    """Most rows that the model before tuning is asked, drawn by chance; fewer, or none, after a short training (each of
+    the two costs 4 % of it at most); null: all rows, whatever it costs."""
+    few_shot: int = Field(default=2, ge=1)
+    """Solved examples a label in the few-shot prompt, if they fit into `few_shot_tokens`."""
+    few_shot_tokens: int = Field(default=2048, ge=64)
+    """Most tokens of all solved examples; they come on top of prompt.max_length."""
+    bootstrap: int = Field(default=1000, ge=100)
+    """Bootstrap samples of the ladder's confidence intervals."""

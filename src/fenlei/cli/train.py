@@ -71,6 +71,7 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
     from fenlei.classifier import TextClassifier, default_run_dir
     from fenlei.cli.common import activation, error_console, headline, metrics_table, output_console, quiet_libraries
     from fenlei.cli.figures import calibration_line
+    from fenlei.cli.ladder import show_ladder
 
     console = error_console()
     run_dir = Path(out or config.out or default_run_dir(config))
@@ -84,9 +85,14 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
             stdout.print(metrics_table(metrics, f"{name} set"))
             stdout.print(headline(metrics))
             stdout.print(calibration_line(metrics), soft_wrap=True)
+    if result.ladder:
+        show_ladder(stdout, result.ladder)
     minutes = result.seconds / 60
     stdout.print(f"\ntrained {result.steps} steps in {minutes:.1f} min; kept the weights of step {result.best_step}")
     stdout.print(f"classifier  {result.classifier_dir}\nmetrics     {result.run_dir / 'metrics.jsonl'}", soft_wrap=True)
+    page = result.run_dir / "report" / "index.html"
+    if page.is_file():
+        stdout.print(f"report      {page}", soft_wrap=True)
     for line in result.trackers:
         stdout.print(f"tracking    {line}", soft_wrap=True)
     if first := activation():

@@ -1,8 +1,8 @@
 """How sure a figure is, and whether two classifiers differ: intervals, McNemar's test, a paired bootstrap.
 
-A resample of rows changes nothing but how often each combination of (right label, predicted label) occurs, so counts are
-drawn instead of rows: a bootstrap sample of the counts is a multinomial one, exactly. A thousand samples of 100,000 rows
-then cost as much as a thousand samples of 100.
+A resample of rows changes nothing but how often each combination of (right label, predicted label) occurs, so counts
+are drawn instead of rows: a bootstrap sample of the counts is a multinomial one, exactly. A thousand samples of 100,000
+rows then cost as much as a thousand samples of 100.
 
 Resampling is stratified by the right label: every sample has as many rows of each class as the data. The class sizes of
 a test set are a choice of whoever made it, and a small class must not be missing from a sample, where its F1 would be
@@ -74,7 +74,7 @@ def confusion_counts(gold: np.ndarray, *said: np.ndarray, classes: int) -> tuple
     """
     import numpy as np
 
-    key = gold.astype(np.int64)
+    key: np.ndarray = gold.astype(np.int64)
     for column in said:
         key = key * classes + column
     found, counts = np.unique(key, return_counts=True)
@@ -100,7 +100,7 @@ def resample_counts(cells: np.ndarray, counts: np.ndarray, samples: int, seed: i
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    drawn = np.empty((samples, len(counts)), dtype=np.int64)
+    drawn: np.ndarray = np.empty((samples, len(counts)), dtype=np.int64)
     for label in np.unique(cells[:, 0]):
         own = np.flatnonzero(cells[:, 0] == label)
         total = int(counts[own].sum())

@@ -41,6 +41,11 @@ class Predictor:
         self.calibration = calibration or Calibration()
         self._scorer = CandidateScorer(model, pad_id, inference)
 
+    @property
+    def model(self) -> Any:
+        """The model, with or without adapter."""
+        return self._scorer.model
+
     def predict(
         self,
         examples: Sequence[Example],

@@ -11,10 +11,11 @@ from fenlei.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SYSTEM, _USER, _ANSWER = (
+_SYSTEM, _USER, _ANSWER, _AGAIN = (
     "\ue0f0fenlei:system\ue0f1",
     "\ue0f0fenlei:user\ue0f1",
     "\ue0f0fenlei:answer\ue0f1",
+    "\ue0f0fenlei:again\ue0f1",
 )
 
 # Fixed values for what some templates make up at render time: Llama 3 prints today's date into every prompt, which
@@ -101,6 +102,25 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, merged: bool) -> tuple[int, ..
         if token in control:
             return tuple(ids[: position + 1])
     return _end_of_text(tokenizer)
+
+
+def next_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatFrame) -> tuple[int, ...]:
+    """Ids between the end of an answer and the content of the user turn after it, for solved examples in a prompt.
+
+    Raises:
+        ModelError: the chat template does not render a second user turn, or not after the end of the answer.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return tuple(tokenizer("\n\n", add_special_tokens=False)["input_ids"])
+    turns = [("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
+    rendered = _render(tokenizer, turns if chat.merged else [("system", _SYSTEM), *turns])
+    if rendered is None or rendered.count(_ANSWER) != 1 or rendered.count(_AGAIN) != 1:
+        raise ModelError("the tokenizer's chat template does not render a second user turn")
+    between = rendered.split(_ANSWER)[1].split(_AGAIN)[0]
+    ids = tuple(tokenizer(between, add_special_tokens=False)["input_ids"])
+    if ids[: len(chat.turn_end)] != chat.turn_end:
+        raise ModelError("the tokenizer's chat template does not end an answer as it does the last one")
+    return ids[len(chat.turn_end) :]
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> str:

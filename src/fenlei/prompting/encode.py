@@ -20,7 +20,7 @@ from fenlei.config import PromptConfig
 from fenlei.data.example import Example
 from fenlei.data.labels import LabelSet
 from fenlei.errors import ConfigError, DataError
-from fenlei.prompting.chat import ChatFrame, chat_frame
+from fenlei.prompting.chat import ChatFrame, chat_frame, next_turn
 from fenlei.prompting.codes import assign_codes
 from fenlei.prompting.plain import PlainTokenizer, Tokens
 from fenlei.prompting.templates import render, template_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FRAMES_KEPT = 4096
+_LEAST_SHOT = 48
 # Stands where the middle of a text was left out, so that the model does not read the two ends as one sentence.
 _ELLIPSIS = "\n……\n"
 
@@ -39,7 +40,8 @@ class EncodedPrompt:
 
     Attributes:
         input_ids: the whole prompt, ``(T,)``.
-        prefix_length: ids before the text; the same for every text with the same candidates.
+        prefix_length: ids before the text; the same for every text with the same candidates. With solved examples and
+            candidates of a row's own: ids up to the end of the examples.
         text_length: ids of the text that were kept.
         truncated: whether the text was shortened.
         candidates: the labels the answer may be.
@@ -54,9 +56,11 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class _Frame:
+    head: int  # ids of the prefix before the user turn's own content
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     budget: int
+    shared: int  # ids of the prefix that are worth computing once
 
 
 class PromptEncoder:
@@ -93,6 +97,7 @@ class PromptEncoder:
         self._plain = PlainTokenizer(tokenizer)
         self.chat = chat or chat_frame(tokenizer, with_system=bool(self._template.system.strip()))
         self._ellipsis = self._plain.encode(_ELLIPSIS)
+        self._shots: tuple[int, ...] = ()
         self._set_labels(labels, codes)
 
     def _set_labels(self, labels: LabelSet, codes: Mapping[str, str] | None) -> None:
@@ -220,7 +225,7 @@ class PromptEncoder:
         return [
             EncodedPrompt(
                 input_ids=[*frame.prefix, *ids, *frame.suffix],
-                prefix_length=len(frame.prefix),
+                prefix_length=frame.shared,
                 text_length=len(ids),
                 truncated=truncated,
                 candidates=names,
@@ -244,6 +249,45 @@ class PromptEncoder:
             )
         return prompt, self.answer_ids(label)
 
+    def with_shots(self, examples: Sequence[Example], most: int) -> tuple[PromptEncoder, int]:
+        """An encoder whose prompts show solved examples before a row's own turn (few-shot); this one stays as it is.
+
+        Each example is a user turn and its answer, worded as in training. They belong to the constant beginning, come
+        on top of ``max_length``, and leave a row's text exactly the room that it has without them.
+
+        Args:
+            examples: rows with labels, in the order to show them; those that fit are used.
+            most: most ids of all examples together. Texts are shortened so that one of each label fits, if that
+                leaves them a few words.
+
+        Returns:
+            The encoder, and how many examples it shows.
+
+        Raises:
+            DataError: an example has no label, or its label is not among its candidates.
+            ModelError: the chat template knows no second user turn.
+        """
+        link = next_turn(self._tokenizer, self.chat)
+        each = most // max(1, len({example.label for example in examples}))
+        shots: list[int] = []
+        count = 0
+        for example in examples:
+            prompt, answer = self.encode_training(example)
+            frame = self._frame(*self.candidates_of(example))
+            around = len(frame.prefix) - frame.head + len(frame.suffix) + len(answer) + len(link)
+            limit = min(frame.budget, max(_LEAST_SHOT, each - around))
+            ids = prompt.input_ids[len(frame.prefix) : len(frame.prefix) + prompt.text_length]
+            if len(ids) > limit:
+                ids = self._fit([example.text], [limit])[0][0]
+            turn = [*frame.prefix[frame.head :], *ids, *frame.suffix, *answer, *link]
+            if len(shots) + len(turn) > most:
+                break
+            shots += turn
+            count += 1
+        made = copy.copy(self)
+        made._shots, made._frames = tuple(shots), OrderedDict()
+        return made, count
+
     def _frame(self, names: tuple[str, ...], wording: str | None) -> _Frame:
         key = (names, wording)
         frame = self._frames.get(key)
@@ -260,12 +304,8 @@ class PromptEncoder:
             self._template, names, candidates_text=wording, descriptions=self.labels.descriptions, codes=self.codes
         )
         chat = self.chat
-        prefix = (
-            *self._control(chat.before_system),
-            *self._plain.encode(system),
-            *self._control(chat.between),
-            *self._plain.encode(before),
-        )
+        head = (*self._control(chat.before_system), *self._plain.encode(system), *self._control(chat.between))
+        prefix = (*head, *self._plain.encode(before))
         suffix = (*self._plain.encode(after), *self._control(chat.after_user))
         # room for the longest answer, so that a row gets the same prompt with and without its label
         answer = max(len(self.answer_ids(name)) for name in names)
@@ -276,7 +316,11 @@ class PromptEncoder:
                 f"{len(prefix) + len(suffix)} tokens and the longest answer {answer}; "
                 f"set it to {len(prefix) + len(suffix) + answer + 64} or more"
             )
-        return _Frame(prefix, suffix, budget)
+        if not self._shots:
+            return _Frame(len(head), prefix, suffix, budget, len(prefix))
+        # rows with candidates of their own have only the examples in common, and those are most of the tokens
+        shared = len(head) + len(self._shots) + (len(prefix) - len(head) if names == self.labels.names else 0)
+        return _Frame(len(head), (*head, *self._shots, *prefix[len(head) :]), suffix, budget, shared)
 
     def _control(self, text: str) -> list[int]:
         """Ids of the chat template's own text, where control tokens are meant."""

@@ -1,0 +1,171 @@
+"""The baseline ladder: what each step up from the simplest classifier brings, and how sure that is.
+
+Nothing is predicted here; see :mod:`fenlei.inference.ladder` for who answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from fenlei.evaluation.metrics import intervals, label_metrics
+from fenlei.evaluation.significance import LEVEL, SAMPLES, SEED, compare
+from fenlei.modeling.prediction import Prediction
+
+TITLES = {
+    "majority": "most frequent class",
+    "tfidf": "TF-IDF + linear SVM",
+    "zero_shot": "model, zero-shot",
+    "few_shot": "model, few-shot",
+    "tuned": "model, tuned",
+}
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One classifier's answers.
+
+    Attributes:
+        name: a key of :data:`TITLES`.
+        predictions: one for each row that it was asked.
+        rows: indices of these rows; None for all.
+        seconds: wall time, fitting included.
+        detail: how it was set up.
+    """
+
+    name: str
+    predictions: Sequence[Prediction]
+    rows: tuple[int, ...] | None = None
+    seconds: float = 0.0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def said(self, rows: Sequence[int]) -> list[str]:
+        """The labels of some of its rows."""
+        place = {row: i for i, row in enumerate(self.rows)} if self.rows is not None else None
+        return [self.predictions[place[row] if place else row].label for row in rows]
+
+
+def build_ladder(
+    gold: Sequence[str],
+    rungs: Sequence[Rung],
+    *,
+    part: str,
+    left_out: Mapping[str, str] | None = None,
+    samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Figures of all rungs, and a paired test between each and the next.
+
+    Args:
+        gold: the right label of each row, ``(N,)``.
+        rungs: from the simplest up, one or more.
+        part: which rows these are: ``test``, ``dev``, or a file.
+        left_out: rungs that were not measured, and why; they come last, without figures.
+        samples: bootstrap samples.
+
+    Returns:
+        ``part``, ``n``, ``level``, ``samples``, ``seed``; ``rungs``: for each ``key``, ``title``, ``rows``,
+        ``accuracy``, ``accuracy_interval`` (Wilson), ``macro_f1``, ``macro_f1_interval`` (bootstrap), ``seconds``,
+        ``note`` (how it was set up, or why it was not measured), ``detail``; ``comparisons``: for each rung and the
+        next, and for TF-IDF and the tuned model, one of accuracy (exact McNemar test) and one of macro-F1 (paired
+        bootstrap), on the rows that both answered: ``first``, ``second``, ``metric``, ``rows``, ``difference``
+        (second minus first), ``interval``, ``p_value``; ``verdict``: whether the tuned model is worth its cost, in a
+        sentence, or None if there is nothing to compare.
+    """
+    found: list[dict[str, Any]] = []
+    for rung in rungs:
+        rows = range(len(gold)) if rung.rows is None else rung.rows
+        own = [gold[row] for row in rows]
+        figures = label_metrics(own, rung.said(rows), ())
+        sure = intervals(own, rung.predictions, samples=samples)
+        found.append(
+            {
+                "key": rung.name,
+                "title": TITLES[rung.name],
+                "rows": len(own),
+                "accuracy": figures["accuracy"],
+                "accuracy_interval": sure["accuracy"],
+                "macro_f1": figures["macro_f1"],
+                "macro_f1_interval": sure["macro_f1"],
+                "seconds": rung.seconds,
+                "note": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in rung.detail.items()),
+                "detail": dict(rung.detail),
+            }
+        )
+    ladder: dict[str, Any] = {"part": part, "n": len(gold), "level": LEVEL, "samples": samples, "seed": SEED}
+    comparisons = _comparisons(gold, rungs, samples)
+    missing = [
+        {"key": key, "title": TITLES[key], "accuracy": None, "note": why} for key, why in (left_out or {}).items()
+    ]
+    return {
+        **ladder,
+        "rungs": [*found, *missing],
+        "comparisons": comparisons,
+        "verdict": verdict(found, comparisons),
+    }
+
+
+def _comparisons(gold: Sequence[str], rungs: Sequence[Rung], samples: int) -> list[dict[str, Any]]:
+    pairs = list(pairwise(rungs))
+    named = {rung.name: rung for rung in rungs}
+    whole = (named.get("tfidf"), named.get("tuned"))
+    if whole[0] is not None and whole[1] is not None and whole not in pairs:
+        pairs.append((whole[0], whole[1]))
+    comparisons = []
+    for first, second in pairs:
+        asked = [set(r.rows) for r in (first, second) if r.rows is not None]
+        rows = sorted(set.intersection(*asked)) if asked else list(range(len(gold)))
+        if not rows:
+            continue
+        right = [gold[row] for row in rows]
+        figures = compare(right, first.said(rows), second.said(rows), samples=samples)
+        comparisons += [
+            {
+                "first": first.name,
+                "second": second.name,
+                "metric": metric,
+                "rows": len(rows),
+                "difference": figures[f"{metric}_difference"],
+                "interval": list(figures[f"{metric}_interval"]),
+                "p_value": figures[f"{metric}_p"],
+            }
+            for metric in METRICS
+        ]
+    return comparisons
+
+
+def verdict(rungs: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether the tuned model beats TF-IDF, in one plain sentence.
+
+    It is better if the interval of the difference in accuracy or in macro-F1 lies above 0 and neither lies below;
+    worse the other way round. Otherwise no difference can be shown, and the sentence says that TF-IDF is as good.
+
+    Args:
+        rungs: of a ladder.
+        comparisons: of the same ladder.
+    """
+    pairs = {c["metric"]: c for c in comparisons if (c["first"], c["second"]) == ("tfidf", "tuned")}
+    if not pairs:
+        return None
+    by_key = {rung["key"]: rung for rung in rungs}
+    simple, tuned, rows = by_key["tfidf"], by_key["tuned"], pairs["accuracy"]["rows"]
+    ends = [pairs[metric]["interval"] for metric in METRICS]
+    above, below = any(low > 0 for low, _ in ends), any(high < 0 for _, high in ends)
+    figures = "; ".join(
+        f"{words} {simple[key]:.3f} against {tuned[key]:.3f}, difference {pairs[key]['difference']:+.3f} "
+        f"({LEVEL:.0%} interval {pairs[key]['interval'][0]:+.3f} to {pairs[key]['interval'][1]:+.3f})"
+        for key, words in METRICS.items()
+    )
+    if above and not below:
+        return f"The tuned model is better than TF-IDF with a linear model on these {rows} rows: {figures}."
+    if below and not above:
+        return (
+            f"TF-IDF with a linear model is better than the tuned model on these {rows} rows: {figures}. "
+            "Use it, or give the model more rows or epochs."
+        )
+    return (
+        f"TF-IDF with a linear model is as good as the tuned model, as far as these {rows} rows can tell: "
+        f"{figures}. The model may not be worth its cost here."
+    )

@@ -1,0 +1,109 @@
+"""What a run finds out beside its classifier: the baseline ladder, and probable label errors among the dev rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fenlei.config import RunConfig
+from fenlei.durable import write_json
+from fenlei.evaluation.noise import rank_label_errors
+from fenlei.inference.ladder import LadderData, measure_ladder
+from fenlei.inference.predictor import Predictor
+from fenlei.tracking import Record
+from fenlei.training.data import TrainingData
+from fenlei.training.report import Scored
+
+# A row's training step costs three times its scoring (forward, and backward at twice that); zero-shot and few-shot may
+# each cost this share of the training.
+_SHARE, _STEP_COST = 0.04, 3
+
+
+def report_ladder(
+    config: RunConfig,
+    data: TrainingData,
+    predictor: Predictor,
+    dev: Scored,
+    test: Scored,
+    *,
+    steps: int,
+    best_step: int,
+    folder: Path,
+    record: Record,
+    console: Console,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any] | None:
+    """The ladder on the test rows, or on the dev rows without any; written to ``ladder.json``.
+
+    Args:
+        config: the settings.
+        data: the rows.
+        predictor: the finished classifier.
+        dev: dev rows and its predictions, calibrated.
+        test: test rows and its predictions.
+        steps: optimizer steps done.
+        best_step: the step whose weights are used.
+        folder: gets ``ladder.json``.
+        record: gets the figures of the rungs.
+        console: progress.
+        progress: called between batches.
+
+    Returns:
+        See :func:`fenlei.evaluation.ladder.build_ladder`; None without baselines or rows.
+    """
+    scored, part = (test, "test") if test.examples else (dev, "dev")
+    if not config.evaluation.ladder or not scored.examples:
+        return None
+    # the rows that the ladder is measured on must not choose TF-IDF's settings
+    choosing = data.dev if part == "test" else []
+    ladder = measure_ladder(
+        predictor,
+        scored.predictions,
+        LadderData(data.train, choosing, scored.examples, part),
+        config.evaluation,
+        seed=config.train.seed,
+        tuned_seconds=scored.seconds,
+        model_rows=affordable_rows(config, steps),
+        say=console.print,
+        progress=progress,
+    )
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "ladder.json", ladder)
+    for rung in ladder["rungs"]:
+        if rung["accuracy"] is None:
+            continue
+        figures = {key: float(rung[key]) for key in ("accuracy", "macro_f1", "rows", "seconds")}
+        record.write("ladder", best_step, rung=rung["key"], **figures)
+    return ladder
+
+
+def affordable_rows(config: RunConfig, steps: int) -> int | None:
+    """Rows that zero-shot and few-shot may be asked: 4 % of the training's work, ``evaluation.ladder_rows`` at most.
+
+    Counted in rows and not in seconds, so that the same run asks the same rows on any machine.
+    """
+    most = config.evaluation.ladder_rows
+    return None if most is None else min(most, int(_SHARE * _STEP_COST * steps * config.train.batch_size))
+
+
+def report_label_errors(dev: Scored, folder: Path) -> int:
+    """Ranks the dev rows, which were not trained on, by how doubtful their labels are; to ``label_errors.json``.
+
+    Returns:
+        The number of probable errors.
+    """
+    if not dev.examples:
+        return 0
+    issues = [issue for issue in rank_label_errors(dev.gold, dev.predictions) if issue.probable]
+    rows = [
+        {**asdict(issue), "part": "dev", "id": example.id, "source": example.source, "text": example.text}
+        for issue in issues
+        for example in (dev.examples[issue.row],)
+    ]
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "label_errors.json", {"part": "dev", "n": len(dev.examples), "rows": rows})
+    return len(rows)
