@@ -15,6 +15,7 @@ function drawCharts() {
   Chart.defaults.animation = false;
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
   Chart.defaults.color = color("--soft");
+  Object.assign(Chart.defaults.plugins.legend.labels, { usePointStyle: true, pointStyle: "line", pointStyleWidth: 28 });
   Chart.defaults.borderColor = color("--line");
   for (const entry of charts) {
     if (entry.chart) entry.chart.destroy();
@@ -108,7 +109,7 @@ function reliabilityBox(name, figures) {
       plugins: { legend: { display: false }, tooltip: { callbacks: {
         title: (items) => (items[0].raw.bin ? `${fixed(items[0].raw.bin.low, 2)} – ${fixed(items[0].raw.bin.high, 2)}` : ""),
         label: (item) => (item.raw.bin ? `${w("shareRight")} ${fixed(item.raw.bin.accuracy)}; ${w("onlyThese")} ${fixed(item.raw.bin.confidence)}; ${w("rows", { n: whole(item.raw.bin.count) })}` : w("perfect")) } } },
-      scales: { x: axis(w("confidence"), { type: "linear", min: 0, max: 1 }), y: axis(w("shareRight"), { min: 0, max: 1 }) },
+      scales: { x: axis(w("confidence"), { type: "linear", min: 0, max: 1, offset: false, grid: { color: color("--line"), offset: false } }), y: axis(w("shareRight"), { min: 0, max: 1 }) },
     },
   }), true);
   box.insertBefore(el("p", { class: "hint" }, line), box.children[1]);
@@ -141,7 +142,7 @@ function riskSection() {
     ] },
     options: {
       plugins: { tooltip: { callbacks: { title: () => "", label: (i) => `${w("coverage")} ${percent(i.raw.x)}, ${w("riskOf")} ${percent(i.raw.y)}${isNumber(i.raw.t) ? `, ${w("threshold")} ${fixed(i.raw.t)}` : ""}` } } },
-      scales: { x: axis(w("coverage"), { type: "linear", min: 0, max: 1, ticks: { callback: (v) => percent(v, 0) } }), y: axis(w("riskOf"), { min: 0, ticks: { callback: (v) => percent(v, v < 0.05 ? 1 : 0) } }) },
+      scales: { x: axis(w("coverage"), { type: "linear", min: 0, max: 1, ticks: { callback: (v) => percent(v, 0) } }), y: axis(w("riskOf"), { min: 0, ticks: { callback: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) > 1e-6 ? 1 : 0) } }) },
     },
   }));
   return section("risk", w("riskLead"), el("p", { class: "hint" }, line), box);

@@ -20,7 +20,7 @@ function headlineSection() {
       tile(w("wrong"), whole(wrong), w("ofRows", { n: whole(DATA.n) })),
       tile(w("ece"), fixed(m.ece), before ? w("before", { v: fixed(before.ece) }) : null),
       tile(w("log_loss"), fixed(m.log_loss), before ? w("before", { v: fixed(before.log_loss) }) : null),
-      m.abstain_rate > 0 ? tile(w("abstain_rate"), percent(m.abstain_rate), isNumber(m.answered_accuracy) ? `${w("show_right")} ${percent(m.answered_accuracy)}` : null) : null));
+      m.abstain_rate > 0 ? tile(w("abstain_rate"), percent(m.abstain_rate), isNumber(m.answered_accuracy) ? w("answeredAccuracy", { v: percent(m.answered_accuracy) }) : null) : null));
   }
   const { rungs, comparisons, verdict } = DATA.ladder;
   const value = (key) => percent((rungs.find((r) => r.key === key) || {}).accuracy);

@@ -31,6 +31,7 @@ const range = (pair, f) => (pair ? `${f(pair[0])} – ${f(pair[1])}` : "");
 function duration(seconds) {
   if (!isNumber(seconds)) return "–";
   const shown = (n) => n.toLocaleString(locale(), { maximumFractionDigits: n < 10 ? 1 : 0 });
+  if (seconds < 0.1) return `< ${w("seconds", { n: "0.1" })}`;
   if (seconds < 90) return w("seconds", { n: shown(seconds) });
   if (seconds < 5400) return w("minutes", { n: shown(seconds / 60) });
   return w("hours", { n: shown(seconds / 3600) });

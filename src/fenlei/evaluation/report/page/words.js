@@ -8,6 +8,7 @@ const WORDS = { en: {
   subtitle: "{n} rows · {part}", labels: "{n} labels",
   accuracy: "Accuracy", macro_f1: "Macro-F1", weighted_f1: "Weighted F1", log_loss: "Log loss", brier: "Brier score",
   ece: "Calibration error (ECE)", aurc: "Area under risk-coverage", abstain_rate: "Not answered",
+  answeredAccuracy: "accuracy of the answers {v}",
   wrong: "Wrong answers", ofRows: "of {n} rows", interval: "95 % interval {low} to {high}",
   before: "before calibration {v}", onDev: "development set {v}",
   noMetrics: "This run had neither a test set nor a development set, so nothing was scored. Give it labelled rows with fenlei evaluate.",

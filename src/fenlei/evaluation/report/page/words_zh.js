@@ -8,6 +8,7 @@ WORDS.zh = {
   subtitle: "{part} · {n} 条", labels: "{n} 个标签",
   accuracy: "准确率", macro_f1: "宏平均 F1", weighted_f1: "加权 F1", log_loss: "对数损失", brier: "Brier 分数",
   ece: "校准误差（ECE）", aurc: "风险-覆盖曲线下面积", abstain_rate: "拒答比例",
+  answeredAccuracy: "作答准确率 {v}",
   wrong: "答错", ofRows: "共 {n} 条", interval: "95% 区间 {low} 至 {high}",
   before: "校准前 {v}", onDev: "验证集 {v}",
   noMetrics: "本次训练既没有测试集也没有验证集，因此没有评测。可用 fenlei evaluate 在带标签的数据上评测。",

@@ -1,0 +1,187 @@
+"""The page in a headless Chromium: what it shows, that nothing of the data runs, that it works with many rows."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from fenlei.evaluation.report import ReportData, write_report
+from tests.evaluation.report import chromium
+from tests.evaluation.report.made import LABELS, made_report
+
+EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script><!--<b>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.BINARY is None:
+        pytest.skip("no chromium here")
+    found = chromium.Browser()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_report(made_report(400), tmp_path_factory.mktemp("page"))
+
+
+def text_of(browser, selector: str) -> str:
+    return browser.run(f"document.querySelector({json.dumps(selector)}).textContent")
+
+
+def test_everything_is_shown_and_nothing_is_fetched(browser, page):
+    browser.console.clear()
+    browser.requests.clear()
+    browser.open(page, "lang=en")
+    sections = browser.run("[...document.querySelectorAll('section')].map(s => s.id)")
+    assert sections == [
+        "headline", "curves", "classes", "confusion", "calibration", "risk", "length", "cost", "errors", "issues",
+        "config",
+    ]  # fmt: skip
+    drawn = "[...document.querySelectorAll('canvas')].filter(c => Chart.getChart(c) && c.width > 100).length"
+    assert browser.run(drawn) == 7
+    assert "Tuning pays here" in text_of(browser, "#headline")
+    assert "not run" in text_of(browser, "#headline")
+    assert "A million texts take 7.5 h and cost about 9.01." in text_of(browser, "#cost")
+    assert browser.console == []
+    assert {url.split("#")[0] for url in browser.requests} - {"about:blank"} == {page.as_uri()}
+
+
+@pytest.mark.parametrize("width", [1280, 380])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_it_fits_its_window_in_both_languages(browser, page, language, width):
+    browser.open(page, f"lang={language}", width=width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert not re.findall(r"\{\w+\}|undefined|NaN|\[object", browser.run("document.body.innerText"))
+
+
+def test_the_two_languages_have_the_same_words(browser, page):
+    browser.open(page)
+    english, chinese = (set(browser.run(f"Object.keys(WORDS.{code})")) for code in ("en", "zh"))
+    assert english == chinese
+    browser.run("window.holes = (text) => String((text.match(/{\\w+}/g) || []).sort())")
+    holes = "Object.keys(WORDS.en).filter((k) => holes(WORDS.en[k]) !== holes(WORDS.zh[k]))"
+    assert browser.run(holes) == []
+
+
+def test_the_language_is_the_browsers_and_switches_in_place(page):
+    if chromium.BINARY is None:
+        pytest.skip("no chromium here")
+    chinese = chromium.Browser("zh-CN")
+    try:
+        chinese.call("Emulation.setUserAgentOverride", userAgent="test", acceptLanguage="zh-CN")
+        chinese.open(page)
+        assert chinese.run("document.documentElement.lang") == "zh-CN"
+        chinese.run("window.same = true; document.getElementById('language').click()")
+        assert chinese.run("window.same && document.documentElement.lang") == "en"
+        assert "Learning curves" in text_of(chinese, "#curves h2")
+    finally:
+        chinese.close()
+
+
+def test_dark_follows_the_system(browser, page):
+    for theme in ("dark", "light"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        browser.open(page)
+        assert browser.run("document.documentElement.dataset.theme") == theme
+    browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_a_cell_of_the_matrix_filters_the_rows(browser, page):
+    data = made_report(400)
+    browser.open(page, "lang=en")
+    gold, said = max(
+        ((i, j) for i in range(10) for j in range(10) if i != j), key=lambda c: data.metrics["confusion"][c[0]][c[1]]
+    )
+    count = data.metrics["confusion"][gold][said]
+    browser.run(f"document.querySelector('[data-cell=\"{gold},{said}\"]').click()")
+    rows = browser.run("[...document.querySelectorAll('#rows .head')].map(r => r.textContent)")
+    assert len(rows) == count
+    assert all(f"predicted: {LABELS[said]}" in row and f"right: {LABELS[gold]}" in row for row in rows)
+    assert f"gold={gold}" in browser.run("location.hash"), "a view can be passed on"
+    assert (
+        browser.run(f"document.querySelector('[data-cell=\"{gold},{said}\"]').getAttribute('aria-pressed')") == "true"
+    )
+    browser.run(f"document.querySelector('[data-cell=\"{gold},{said}\"]').click()")
+    assert browser.run("state.gold") == -1
+
+
+def test_the_matrix_by_keyboard(browser, page):
+    browser.open(page, "lang=en")
+    assert browser.run("document.querySelectorAll('.matrix button[tabindex=\"0\"]').length") == 1
+    browser.run("document.querySelector('.matrix button[tabindex=\"0\"]').focus()")
+    browser.key("ArrowDown")
+    place = browser.run("document.activeElement.dataset.cell")
+    assert place != "0,0"
+    browser.key("Enter", "\r")
+    assert browser.run("`${state.gold},${state.said}`") == place
+
+
+def test_nothing_of_the_data_runs(browser, tmp_path):
+    page = write_report(made_report(200, evil=EVIL), tmp_path)
+    browser.requests.clear()
+    browser.open(page, "lang=en&show=all")
+    browser.run("for (const b of document.querySelectorAll('.row button')) b.click()")
+    for summary in ("details", "details details"):
+        browser.run(f"for (const d of document.querySelectorAll('{summary}')) d.open = true")
+    browser.run("document.getElementById('language').click()")
+    time.sleep(0.3)
+    assert browser.run("document.title") != "owned"
+    assert EVIL in text_of(browser, "#main")
+    assert browser.run("document.querySelectorAll('img, #main script, iframe, object').length") == 0
+    assert not [url for url in browser.requests if url.endswith("/x")]
+
+
+def test_the_policy_stops_what_escaping_let_through(browser, tmp_path):
+    """Negative control of the escaping: put into the page raw, the same text makes an element; the policy holds it."""
+    page = write_report(made_report(20), tmp_path)
+    raw = page.read_text("utf-8").replace("<main id", f"{EVIL.split('<!--')[0]}<main id")
+    page.write_text(raw, encoding="utf-8")
+    browser.console.clear()
+    browser.open(page, "lang=en")
+    time.sleep(0.3)
+    assert browser.run("document.querySelectorAll('img').length") == 1, "the control is one"
+    assert browser.run("document.title") != "owned"
+    assert any("Content Security Policy" in line for line in browser.console)
+
+
+def test_ten_thousand_rows(browser, tmp_path):
+    page = write_report(made_report(10_000, words=150), tmp_path)
+    assert page.stat().st_size < 8_000_000
+    start = time.monotonic()
+    browser.open(page, "lang=zh&show=all")
+    opened = time.monotonic() - start
+    assert len(browser.run("[...document.querySelectorAll('#rows .row')].map(r => 1)")) == 25
+    search = (
+        "(() => { const t = performance.now(); state.q = '芯片手机'; listRows(); return performance.now() - t; })()"
+    )
+    first, again = browser.run(search), browser.run(search)
+    assert opened < 20, "seconds on a busy machine; under one on a free one"
+    assert first < 3000
+    assert again < 1000
+    assert browser.run("document.querySelectorAll('mark').length") > 0
+
+
+def test_it_prints(browser, page):
+    browser.open(page, "lang=en&theme=dark")
+    assert browser.pdf().startswith(b"%PDF")
+
+
+def test_a_report_of_nothing(browser, tmp_path):
+    page = write_report(ReportData("empty", "none", ["a", "b"]), tmp_path)
+    browser.console.clear()
+    browser.open(page, "lang=en")
+    assert "nothing was scored" in text_of(browser, "#headline")
+    assert browser.console == []
+
+
+def test_many_labels(browser, tmp_path):
+    names = [f"a rather long label name {i}" for i in range(77)]
+    page = write_report(made_report(600, labels=names), tmp_path)
+    browser.open(page, "lang=en", width=380)
+    assert browser.run("document.querySelectorAll('.matrix tbody tr').length") == 40
+    assert browser.run("document.documentElement.scrollWidth") <= 380
