@@ -15,6 +15,7 @@ from fenlei.cli.demo import demo
 from fenlei.cli.doctor import doctor
 from fenlei.cli.evaluate import evaluate
 from fenlei.cli.models import app as models_app
+from fenlei.cli.noise import noise
 from fenlei.cli.predict import predict
 from fenlei.cli.train import train
 
@@ -41,7 +42,7 @@ def _root(
     pass
 
 
-for _command in (demo, check, train, evaluate, calibrate, predict, convert, doctor):
+for _command in (demo, check, noise, train, evaluate, calibrate, predict, convert, doctor):
     app.command()(_command)
 app.add_typer(models_app, name="models")
 

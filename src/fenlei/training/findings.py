@@ -14,6 +14,7 @@ from fenlei.durable import write_json
 from fenlei.evaluation.noise import rank_label_errors
 from fenlei.inference.ladder import LadderData, measure_ladder
 from fenlei.inference.predictor import Predictor
+from fenlei.prompting.plain import clean
 from fenlei.tracking import Record
 from fenlei.training.data import TrainingData
 from fenlei.training.report import Scored
@@ -100,7 +101,7 @@ def report_label_errors(dev: Scored, folder: Path) -> int:
         return 0
     issues = [issue for issue in rank_label_errors(dev.gold, dev.predictions) if issue.probable]
     rows = [
-        {**asdict(issue), "part": "dev", "id": example.id, "source": example.source, "text": example.text}
+        {**asdict(issue), "part": "dev", "id": example.id, "source": example.source, "text": clean(example.text)}
         for issue in issues
         for example in (dev.examples[issue.row],)
     ]
