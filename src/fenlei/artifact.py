@@ -74,6 +74,7 @@ def write_artifact(
     save_weights: Callable[[Path], None],
     needed: int | None = None,
     card: str | None = None,
+    created: str | None = None,
 ) -> Path:
     """Writes a classifier folder: whole or not at all.
 
@@ -89,6 +90,7 @@ def write_artifact(
         save_weights: writes ``adapter/`` or ``model/``, and ``tokenizer/``, into the folder it is given.
         needed: bytes that the folder will take, where known: for the message when the disk is full.
         card: the model card, see :func:`fenlei.evaluation.report.model_card`.
+        created: when the classifier was made, where that was before now, as in a manifest.
 
     Raises:
         ArtifactError: the target holds something that is not a classifier, or cannot be written.
@@ -108,7 +110,7 @@ def write_artifact(
         save_weights(staging)
         manifest = {
             "format_version": FORMAT_VERSION,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "libraries": library_versions(),
             "base_model": dict(base_model),
             "files": file_hashes(staging),
@@ -158,6 +160,7 @@ def replace_card(path: str | Path, card: str) -> Path:
         base_model=artifact.manifest["base_model"],
         save_weights=keep_weights,
         card=card,
+        created=artifact.manifest.get("created"),
     )
 
 
