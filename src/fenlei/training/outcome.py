@@ -35,6 +35,7 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
 
     lengths = [len(rows.rows[i].input_ids) for i in rows.order]
     epochs = steps / max(1, -(-len(rows) // config.train.batch_size))
+    threads = torch.get_num_threads()
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     return Cost(
         train_seconds=seconds,
@@ -46,7 +47,7 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
         peak_gpu_bytes=int(torch.cuda.max_memory_allocated()) if on_gpu else None,
         device=torch.cuda.get_device_name()
         if on_gpu
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        else f"{platform.machine()} CPU, {threads} thread{'s' if threads != 1 else ''}",
         tokens_per_text=sum(row.answer_start for row in rows.rows) / max(1, len(rows.rows)),
     )
 

@@ -15,7 +15,7 @@ function drawCharts() {
   Chart.defaults.animation = false;
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
   Chart.defaults.color = color("--soft");
-  Object.assign(Chart.defaults.plugins.legend.labels, { usePointStyle: true, pointStyle: "line", pointStyleWidth: 28 });
+  Object.assign(Chart.defaults.plugins.legend.labels, { usePointStyle: true, boxHeight: 7 });
   Chart.defaults.borderColor = color("--line");
   for (const entry of charts) {
     if (entry.chart) entry.chart.destroy();

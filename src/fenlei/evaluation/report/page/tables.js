@@ -85,7 +85,7 @@ function confusionSection() {
 }
 
 function matrix(grid, names, kept) {
-  const longest = Math.min(9, 1.3 + 0.62 * Math.max(...kept.map((i) => [...names[i]].reduce((s, c) => s + (c > "⺀" ? 1.6 : 1), 0))));
+  const longest = Math.min(12, 1.3 + 0.62 * Math.max(...kept.map((i) => [...names[i]].reduce((s, c) => s + (c > "⺀" ? 1.6 : 1), 0))));
   const body = el("tbody", {}, kept.map((i) => {
     const total = grid[i].reduce((a, b) => a + b, 0);
     return el("tr", {}, el("th", { scope: "row", title: names[i] }, names[i]), kept.map((j) => {
