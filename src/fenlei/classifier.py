@@ -74,6 +74,11 @@ class TextClassifier:
         return self._ready().encoder.labels
 
     @property
+    def calibration(self) -> Calibration:
+        """What makes probabilities of scores, and when a row is left unanswered."""
+        return self._ready().calibration
+
+    @property
     def classes_(self) -> list[str]:
         """The labels in the order of the columns of :meth:`predict_proba`."""
         return list(self.labels.names)
@@ -343,7 +348,6 @@ class TextClassifier:
                 raise ArtifactError(f"{path}: holds the classifier without the added labels; save to another place")
             if calibration == Calibration.from_dict(artifact.calibration).to_dict():
                 return artifact.path
-
 
         def save_weights(folder: Path) -> None:
             for part in (artifact.weights, TOKENIZER):

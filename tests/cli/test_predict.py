@@ -112,3 +112,81 @@ def test_limit_and_columns(run, fenlei, texts, tmp_path):  # noqa: F811
     assert code == 0, err
     assert "3 rows read = 3 written + 0 rejected" in err
     assert [list(row)[-1] for row in rows_of(out)] == ["truncated"] * 3
+
+
+@pytest.mark.parametrize("change", [["calibration.threshold=0.9"], ["--add-label", "天气"], ["inference.strict=true"]])
+def test_not_gone_on_with_another_classifier(run, texts, tmp_path, change):  # noqa: F811
+    """A threshold, an added label, another way to compute: the rows to come would not go with those that are done."""
+    out = tmp_path / "o.jsonl"
+    process = subprocess.Popen(command(run, texts, out), stderr=subprocess.PIPE, text=True)
+    wait_for_a_chunk(process, out)
+    process.kill()
+    process.communicate()
+    refused = subprocess.run(command(run, texts, out, "--resume", *change), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert not out.exists()
+
+
+def test_added_label(run, fenlei, tmp_path):  # noqa: F811
+    source, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+    source.write_text(json.dumps({"text": "国足今晚迎战韩国队"}, ensure_ascii=False) + "\n", "utf-8")
+    code, _, err = fenlei("predict", run, source, "--out", out, "--add-label", "天气", *QUICK)
+    assert code == 0, err
+    assert list(rows_of(out)[0]["probabilities"]) == ["体育", "财经", "科技", "天气"]
+    code, _, err = fenlei("predict", run, source, "--out", out, "--overwrite", "--add-label", "体育", *QUICK)
+    assert code == 2
+    assert "体育" in err
+
+
+class TestExplain:
+    TEXT = "国足今晚迎战韩国队。天气很好。"
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        path = tmp_path / "in.jsonl"
+        path.write_text(json.dumps({"text": self.TEXT, "n": 7}, ensure_ascii=False) + "\n", "utf-8")
+        return path
+
+    def test_a_table_and_a_file(self, run, fenlei, source, tmp_path):  # noqa: F811
+        out = tmp_path / "o.jsonl"
+        code, shown, err = fenlei("predict", run, source, "--explain", "--out", out, *QUICK)
+        assert code == 0, err
+        assert "天气很好" in shown
+        (record,) = rows_of(out)
+        assert record["n"] == 7
+        assert record["label"] == record["explanation"]["label"]
+        assert [s["text"] for s in record["explanation"]["sentences"]] == ["国足今晚迎战韩国队。", "天气很好。"]
+
+    def test_without_a_file(self, run, fenlei, source):  # noqa: F811
+        code, shown, err = fenlei("predict", run, source, "--explain", *QUICK)
+        assert code == 0, err
+        assert "天气很好" in shown
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--out", "o.csv"], ".jsonl only"),
+            (["--out", "in.jsonl"], "is the input"),
+            (["--columns", "n"], "--columns"),
+        ],
+    )
+    def test_refused(self, run, fenlei, source, monkeypatch, more, said):  # noqa: F811
+        monkeypatch.chdir(source.parent)
+        code, _, err = fenlei("predict", run, source, "--explain", *more, *QUICK)
+        assert code == 2
+        assert said in err
+
+    def test_too_many_texts(self, run, fenlei, source):  # noqa: F811
+        source.write_text(source.read_text("utf-8") * 21, "utf-8")
+        code, _, err = fenlei("predict", run, source, "--explain", *QUICK)
+        assert code == 2
+        assert "--limit 20" in err
+        code, _, err = fenlei("predict", run, source, "--explain", "--limit", 2, *QUICK)
+        assert code == 0, err
+
+
+def test_without_out(run, fenlei, texts):  # noqa: F811
+    code, _, err = fenlei("predict", run, texts, *QUICK)
+    assert code == 2
+    assert "--out is missing" in err

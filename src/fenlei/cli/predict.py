@@ -81,7 +81,6 @@ def _predict(
     added: tuple[str, ...],
     console: Console,
 ) -> BulkResult:
-    from fenlei.artifact import MANIFEST, find_classifier, sha256_of
     from fenlei.inference.bulk import predict_file
 
     classifier = _load(run, overrides, added)
@@ -90,7 +89,7 @@ def _predict(
             classifier,
             source,
             output,
-            classifier_sha256=sha256_of(find_classifier(run) / MANIFEST),
+            classifier_sha256=_fingerprint(run, classifier),
             selection=selection,
             progress=bar,
         )
@@ -104,6 +103,18 @@ def _load(run: Path, overrides: list[str], added: tuple[str, ...]) -> TextClassi
     # bad rows are put aside, unless the user has said otherwise
     classifier = TextClassifier.load(run, overrides=["data.on_bad_row=skip", *overrides])
     return classifier.add_labels(added) if added else classifier
+
+
+def _fingerprint(run: Path, classifier: TextClassifier) -> str:
+    """Hash of all that makes the classifier: its folder, labels that were added, a threshold that was given."""
+    import hashlib
+    import json
+
+    from fenlei.artifact import MANIFEST, find_classifier, sha256_of
+
+    manifest = sha256_of(find_classifier(run) / MANIFEST)
+    parts = [manifest, classifier.labels.to_dict(), classifier.calibration.to_dict()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _advice(paths: OutputPaths, command: Sequence[str], overwrite: bool) -> str:
