@@ -56,8 +56,11 @@ def render_page(data: ReportData, figures: dict[str, Any] | None = None) -> byte
         data: what the report shows.
         figures: of :func:`report_json`, when they are there already.
     """
+    shown = report_json(data) if figures is None else figures
     payload = {
-        **(report_json(data) if figures is None else figures),
+        **shown,
+        # the page draws no precision-recall curves, and with many labels they are long
+        "metrics": {k: v for k, v in shown["metrics"].items() if k != "precision_recall"} if shown["metrics"] else None,
         "browser": plain(compact_rows(data.rows, data.labels)) if data.rows else None,
         "label_issues": None if data.label_issues is None else plain(compact_issues(data.label_issues)),
         "predictions": data.predictions,

@@ -1,0 +1,177 @@
+"""Figures, rows and model card of a report, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from fenlei.evaluation.report import Comparison, Cost, ReportData, Row, Rung, model_card, report_json, write_report
+from fenlei.evaluation.report import write as writing
+from fenlei.evaluation.report.figures import curve, length_bins, truncation_effect, verdict
+from fenlei.evaluation.report.rows import MOST_ROWS, compact_rows
+from tests.evaluation.report.made import LABELS, made_report
+
+EVIL = '</script><img src=x onerror="alert(1)"><!--'
+
+
+@pytest.fixture(scope="module")
+def data():
+    return made_report(300)
+
+
+def row(i: int, right: bool = True, text: str = "文") -> Row:
+    return Row(str(i), text, "a", "a" if right else "b", {"a": 0.9, "b": 0.1} if right else {"a": 0.2, "b": 0.8})
+
+
+def test_the_same_figures_on_page_and_in_json(data, tmp_path):
+    page = write_report(data, tmp_path / "new" / "report")
+    found = json.loads((page.parent / "report.json").read_text("utf-8"))
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert block is not None
+    shown = json.loads(block[1])
+    for key in ("headline", "ladder", "curve", "length", "truncation", "cost", "config", "versions", "labels"):
+        assert shown[key] == found[key]
+    assert found == json.loads(json.dumps(report_json(data)))
+    assert "text" not in found["label_issues"][0], "texts are on the page only"
+    assert data.rows[0].text not in (page.parent / "report.json").read_text("utf-8")
+
+
+def test_no_markup_of_the_data_is_in_the_page(tmp_path, monkeypatch):
+    evil = made_report(30, evil=EVIL)
+    page = write_report(evil, tmp_path).read_text("utf-8")
+    assert "<img" not in page
+    assert page.count("</script>") == 3
+    assert "&lt;/script&gt;" in page, "the title"
+    # negative control: without the escaping the data ends its own block
+    monkeypatch.setattr(writing, "data_block", json.dumps)
+    assert "<img" in writing.render_page(evil).decode()
+
+
+def test_odd_characters_survive(tmp_path):
+    odd = "\ud800 \u2028 \u2029 \x00 {{data}} {{script}}"
+    page = write_report(ReportData(odd, "test", [odd], rows=[Row("1", odd, odd, odd, {odd: 1.0})]), tmp_path)
+    block = re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert block is not None
+    assert json.loads(block[1])["browser"]["text"] == [odd]
+    json.loads((tmp_path / "report.json").read_text("utf-8"))
+
+
+def test_a_damaged_write_leaves_the_old_report(data, tmp_path, monkeypatch):
+    page = write_report(data, tmp_path)
+    before = page.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(replace(data, title="other"), tmp_path)
+    monkeypatch.undo()
+    assert page.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "report.json"]
+
+
+def test_texts_are_cut_to_the_budget_right_ones_first():
+    rows = [row(i, right=i % 10 > 0, text="汉" * 1000) for i in range(100)]
+    found = compact_rows(rows, ["a", "b"], budget=100_000)
+    assert found["limit"] is not None
+    assert sum(len(t.encode()) for t in found["text"]) <= 100_000
+    assert len(found["text"][0]) > 3 * len(found["text"][1]), "wrong ones keep more"
+    assert set(found["length"]) == {1000}
+    assert compact_rows(rows, ["a", "b"])["limit"] is None
+
+
+def test_of_too_many_rows_all_wrong_ones_stay():
+    rows = [row(i, right=i % 100 > 0) for i in range(MOST_ROWS + 5000)]
+    found = compact_rows(rows, ["a", "b"])
+    assert found["total"] == len(rows)
+    assert len(found["id"]) <= MOST_ROWS
+    assert sum(g != s for g, s in zip(found["gold"], found["said"], strict=True)) == 250
+    assert [int(i) for i in found["id"]] == sorted(int(i) for i in found["id"])
+
+
+def test_the_right_label_is_always_among_the_probabilities():
+    many = {f"l{i}": (20 - i) / 210 for i in range(20)}
+    found = compact_rows([Row("1", "t", "l19", "l0", many)], list(many))
+    assert found["top"][0][0::2] == [0, 1, 2, 3, 4, 19]
+
+
+def test_lengths_and_truncation():
+    rows = [replace(row(i, right=i < 80, text="x" * (i + 1)), truncated=i >= 90) for i in range(100)]
+    bins = length_bins(rows)
+    assert len(bins) == 8
+    assert sum(b["n"] for b in bins) == 100
+    assert (bins[0]["accuracy"], bins[-1]["accuracy"]) == (1.0, 0.0)
+    assert bins[0]["high"] < bins[1]["low"]
+    assert len(length_bins([row(i) for i in range(100)])) == 1, "equal lengths stay together"
+    assert length_bins([]) == []
+    effect = truncation_effect(rows)
+    assert effect is not None
+    assert (effect["shortened"]["n"], effect["shortened"]["accuracy"], effect["whole"]["right"]) == (10, 0.0, 80)
+
+
+@pytest.mark.parametrize(
+    ("rungs", "comparisons", "said"),
+    [
+        ([("tfidf", 0.8), ("tuned", 0.9)], [(0.05, 0.15)], "better"),
+        ([("tfidf", 0.9), ("tuned", 0.9)], [(-0.02, 0.02)], "same"),
+        ([("tfidf", 0.9), ("tuned", 0.8)], [(-0.2, -0.02)], "worse"),
+        ([("tfidf", 0.9), ("tuned", 0.9)], [(0.01, 0.02), (-0.3, -0.1)], "same"),
+        ([("tfidf", 0.5), ("tuned", 0.9)], [], "better"),
+        ([("tfidf", 0.88), ("tuned", 0.9)], [], "unclear"),
+        ([("tfidf", 0.9), ("tuned", 0.5)], [], "worse"),
+        ([("tuned", 0.9)], [], "unknown"),
+    ],
+)
+def test_the_verdict(rungs, comparisons, said):
+    given = {key: Rung(key, a, (a - 0.03, a + 0.03)) for key, a in rungs}
+    pairs = [Comparison("tfidf", "tuned", "accuracy", sum(c) / 2, c) for c in comparisons]
+    assert verdict(given, pairs) == said
+
+
+def test_rungs_that_were_not_run_are_there():
+    found = report_json(ReportData("r", "none", ["a"], rungs=[Rung("zero_shot", note="no time")]))
+    rungs = found["ladder"]["rungs"]
+    assert [r["key"] for r in rungs] == ["majority", "tfidf", "zero_shot", "few_shot", "tuned"]
+    assert {r["accuracy"] for r in rungs} == {None}
+    assert rungs[2]["note"] == "no time"
+
+
+def test_long_curves_are_thinned_to_their_end():
+    lines = [{"event": "train", "step": s, "loss": 1.0} for s in range(10_001)]
+    points = curve([*lines, {"event": "dev", "step": 5, "macro_f1": 0.5, "final": True}, {"event": "note", "step": 0}])
+    assert 1000 < len(points["train"]) <= 1501
+    assert points["train"][-1]["step"] == 10_000
+    assert points["dev"] == []
+
+
+def test_the_price():
+    assert Cost(texts_per_second=100.0, hourly_price=3.6).price_per_million == pytest.approx(10.0)
+    assert Cost(hourly_price=3.6).price_per_million is None
+
+
+def test_the_card_shows_figures_and_no_markup(data):
+    labels = {"names": [f"{EVIL}|{name}" for name in LABELS], "descriptions": {}}
+    base = {"spec": "ms:Qwen/Qwen1.5-7B-Chat@v1", "source": "modelscope"}
+    card = model_card(f"{EVIL}\nname", labels, base, metrics=data.metrics, config=dict(data.config or {}))
+    head, body = card.split("---\n", 2)[1:]
+    values = yaml.safe_load(head)
+    assert values["base_model"] == "Qwen/Qwen1.5-7B-Chat"
+    assert values["language"] == ["zh", "en"]
+    results = values["model-index"][0]["results"][0]
+    assert results["metrics"][0]["value"] == pytest.approx(data.metrics["accuracy"], abs=1e-6)
+    assert not re.search(r"(?<!\\)<(img|/script|!--)", body)
+    table = body[body.index("## Labels") : body.index("## Figures")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table.split("\n") if line.startswith("|"))
+
+
+def test_the_card_names_no_path():
+    base = {"spec": "/home/somebody/models/secret", "source": "folder", "path": "/home/somebody/models/secret"}
+    card = model_card("c", {"names": ["a", "b"]}, base)
+    assert "/home" not in card
+    assert "secret" in card
+    assert "was not evaluated" in card
