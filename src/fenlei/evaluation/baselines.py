@@ -25,6 +25,8 @@ _MOST_CHARACTERS = 20_000_000
 _FEW_CHARACTERS = 500_000
 # share of white space above which a language is taken to put spaces between its words (English: about 0.17)
 _SPACED = 0.08
+# scikit-learn's own pattern leaves out words of one letter
+_WORD = r"\b\w+\b"
 
 
 class MajorityBaseline:
@@ -179,7 +181,9 @@ def _features(spaced: bool, min_df: int) -> Any:
     from sklearn.pipeline import make_union
 
     def grams(analyzer: str, low: int, high: int) -> Any:
-        return TfidfVectorizer(analyzer=analyzer, ngram_range=(low, high), sublinear_tf=True, min_df=min_df)
+        return TfidfVectorizer(
+            analyzer=analyzer, ngram_range=(low, high), token_pattern=_WORD, sublinear_tf=True, min_df=min_df
+        )
 
     return make_union(grams("char_wb", 2, 4), grams("word", 1, 2)) if spaced else grams("char", 1, 3)
 

@@ -1,0 +1,93 @@
+"""The sentence that tells whether the model is worth its cost, and what stands around it."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from fenlei.evaluation.ladder import Rung, build_ladder
+from fenlei.inference.ladder import sample_rows
+from fenlei.modeling.prediction import Prediction
+
+NAMES = ["a", "b", "c"]
+GOLD = [NAMES[i % 3] for i in range(300)]
+
+
+def answers(accuracy, seed, rows=range(300)):
+    generator = random.Random(seed)
+    labels = [GOLD[i] if generator.random() < accuracy else generator.choice(NAMES) for i in rows]
+    return [Prediction(x, 1.0, {x: 1.0}, {}, False, False, 1.0) for x in labels]
+
+
+def ladder_of(simple, tuned, **more):
+    rungs = [Rung("majority", answers(0, 1)), Rung("tfidf", answers(simple, 2)), Rung("tuned", answers(tuned, 3))]
+    return build_ladder(GOLD, rungs, part="test", samples=300, **more)
+
+
+def test_as_good():
+    ladder = ladder_of(0.8, 0.8)
+    assert ladder["verdict"].startswith("TF-IDF with a linear model is as good as the tuned model")
+    assert "may not be worth its cost" in ladder["verdict"]
+
+
+def test_better():
+    """Negative control: where the model is better, nothing says that TF-IDF is as good."""
+    ladder = ladder_of(0.6, 0.95)
+    assert ladder["verdict"].startswith("The tuned model is better than TF-IDF")
+    assert "as good" not in ladder["verdict"]
+
+
+def test_worse():
+    assert ladder_of(0.95, 0.6)["verdict"].startswith("TF-IDF with a linear model is better than the tuned model")
+
+
+def test_without_tfidf_there_is_no_verdict():
+    ladder = build_ladder(GOLD, [Rung("tuned", answers(0.9, 1))], part="test", samples=100)
+    assert ladder["verdict"] is None
+    assert ladder["comparisons"] == []
+
+
+def test_form():
+    ladder = ladder_of(0.7, 0.9, left_out={"zero_shot": "no time"})
+    assert json.loads(json.dumps(ladder)) == ladder
+    assert [r["key"] for r in ladder["rungs"]] == ["majority", "tfidf", "tuned", "zero_shot"]
+    assert ladder["rungs"][-1] == {
+        "key": "zero_shot", "title": "model, zero-shot", "accuracy": None, "note": "no time",
+    }  # fmt: skip
+    for rung in ladder["rungs"][:3]:
+        assert rung["accuracy_interval"][0] < rung["accuracy"] < rung["accuracy_interval"][1]
+        assert rung["macro_f1_interval"][0] < rung["macro_f1"] < rung["macro_f1_interval"][1]
+    pairs = [(c["first"], c["second"], c["metric"]) for c in ladder["comparisons"]]
+    steps = [("majority", "tfidf"), ("tfidf", "tuned")]
+    assert pairs == [(*step, metric) for step in steps for metric in ("accuracy", "macro_f1")]
+    assert ladder == ladder_of(0.7, 0.9, left_out={"zero_shot": "no time"}), "the seed is fixed"
+
+
+def test_rungs_that_answered_a_sample_are_compared_on_it():
+    rows = tuple(range(0, 300, 3))
+    rungs = [
+        Rung("tfidf", answers(0.7, 2)),
+        Rung("zero_shot", answers(0.5, 4, rows), rows=rows),
+        Rung("tuned", answers(0.9, 3)),
+    ]
+    ladder = build_ladder(GOLD, rungs, part="test", samples=100)
+    found = {(c["first"], c["second"]): c["rows"] for c in ladder["comparisons"]}
+    assert found == {("tfidf", "zero_shot"): 100, ("zero_shot", "tuned"): 100, ("tfidf", "tuned"): 300}
+    zero, tuned = ladder["rungs"][1], ladder["rungs"][2]
+    step = next(c for c in ladder["comparisons"] if c["first"] == "zero_shot" and c["metric"] == "accuracy")
+    own = sum(rungs[2].predictions[i].label == GOLD[i] for i in rows) / 100
+    assert step["difference"] == pytest.approx(own - zero["accuracy"])
+    assert (zero["rows"], tuned["rows"]) == (100, 300)
+
+
+def test_sample_keeps_shares_and_order():
+    labels = ["a"] * 80 + ["b"] * 20
+    rows = sample_rows(labels, 50, seed=3)
+    assert len(set(rows)) == 50
+    assert rows == sorted(rows)
+    assert sum(labels[i] == "b" for i in rows) == 10
+    assert rows == sample_rows(labels, 50, seed=3)
+    assert rows != sample_rows(labels, 50, seed=4)
+    assert sample_rows(labels, 100, seed=3) == sample_rows(labels, None, seed=3) == list(range(100))
