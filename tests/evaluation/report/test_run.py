@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fenlei.evaluation.report import read_run, report_json
+from fenlei.evaluation.report.read import about
 
 EVIL = "<img src=x onerror=alert(1)></script>"
 
@@ -111,6 +112,9 @@ def test_a_card_goes_with_a_copy_and_loses_its_figures_with_other_labels(run, tm
     loaded = TextClassifier.load(run, overrides=["model.device=cpu"])
     kept = (loaded.save(tmp_path / "copy") / "README.md").read_text("utf-8")
     assert "12 test rows" in kept
+    (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1, "loss": 9.0}\n')
+    assert about(tmp_path / "copy")["curve"] == [], "of somebody else"
+    assert about(run)["curve"]
     more = (loaded.add_labels(["天气"]).save(tmp_path / "more") / "README.md").read_text("utf-8")
     assert "天气" in more
     assert "was not evaluated" in more

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fenlei.artifact import find_classifier, read_json
+from fenlei.durable import aside
 from fenlei.errors import ArtifactError
 from fenlei.evaluation.report.data import Comparison, Cost, LabelIssue, ReportData, Row, Rung
 
+_IN_A_RUN = ("classifier", aside(Path("classifier")).name)
 _Part = TypeVar("_Part", Rung, Comparison, Cost, LabelIssue)
 
 
@@ -62,7 +64,8 @@ def about(run: str | Path) -> dict[str, Any]:
     folder = Path(run)
     classifier = find_classifier(folder)
     manifest, labels = read_json(classifier / "manifest.json"), read_json(classifier / "labels.json")
-    home = folder if classifier != folder else folder.parent
+    # beside a classifier that was copied somewhere there may be anybody's files
+    home = classifier.parent if classifier.name in _IN_A_RUN else classifier
     return {
         "labels": label_names(labels),
         "curve": list(_lines(home / "metrics.jsonl")),
