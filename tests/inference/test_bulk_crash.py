@@ -111,7 +111,7 @@ def test_killed_at_random(workshop):
 def test_killed_twenty_times_over_100_000_rows(workshop, suffix):
     write_rows(workshop / "long.jsonl", 100_000)
     how = {"do": "random", "kills": 20, "most_seconds": 5.0, "chunk_rows": 512, "seconds": 0.3}
-    (result,) = run_jobs({"long": job(workshop, f"long{suffix}", suffix, "long.jsonl", **how)}).values()
+    (result,) = run_jobs({"long": job(workshop, f"kills{suffix}", suffix, "long.jsonl", **how)}).values()
     assert result["failures"] == {}
 
 
