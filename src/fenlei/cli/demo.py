@@ -60,6 +60,8 @@ def demo_config(model: str, run_dir: Path, overrides: list[str]) -> RunConfig:
             # twice the default: 162 rows make only 22 steps (measured in docs/benchmarks.md)
             "train": {"learning_rate": 4e-4},
             "tracking": {"project": "fenlei-demo"},
+            # zero-shot is measured on all rows before training
+            "evaluation": {"ladder": ["majority", "tfidf"]},
         },
         overrides=overrides,
     )

@@ -96,9 +96,10 @@ def label_metrics(gold: Sequence[str], said: Sequence[str], labels: Sequence[str
     truth, found, names = _indices(gold, said, labels)
     own = range(len(labels))
     precision, recall, f1, support = sk.precision_recall_fscore_support(truth, found, labels=own, zero_division=0.0)
-    with warnings.catch_warnings():  # "y_pred contains classes not in y_true": no reason for doubt here
+    with warnings.catch_warnings():  # a class that is never right, or the only one: no reason for doubt here
         warnings.simplefilter("ignore", UserWarning)
         balanced = float(sk.balanced_accuracy_score(truth, found))
+        mcc = float(sk.matthews_corrcoef(truth, found))
     return {
         "accuracy": float(sk.accuracy_score(truth, found)),
         **{
@@ -106,7 +107,7 @@ def label_metrics(gold: Sequence[str], said: Sequence[str], labels: Sequence[str
             for kind in ("macro", "micro", "weighted")
         },
         "balanced_accuracy": balanced,
-        "mcc": float(sk.matthews_corrcoef(truth, found)),
+        "mcc": mcc,
         "per_class": {
             label: {
                 "precision": float(precision[i]),

@@ -107,7 +107,8 @@ class _Ask:
         else:
             dev = [e.text for e in data.dev], [str(e.label) for e in data.dev]
             model = best_tfidf(train, dev, self._candidates(data.dev), self.seed)
-            detail = {"train_rows": model.train_rows, "setting": str(model.setting), "chosen_on_dev": bool(data.dev)}
+            chosen = "chosen on dev" if data.dev else "by default"
+            detail = {"train_rows": model.train_rows, "setting": f"{model.setting} ({chosen})"}
         said = model.predict([e.text for e in data.rows], self._candidates(data.rows))
         return Rung(name, said, seconds=time.monotonic() - start, detail=detail)
 

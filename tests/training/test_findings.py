@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytest
+
+from fenlei.config import RunConfig
+from fenlei.training.findings import affordable_rows
+
+
+@pytest.mark.parametrize(("overrides", "steps", "rows"), [
+    ([], 1000, 200),
+    ([], 50, 96),  # 4 % of 50 steps of 16 rows, each worth three scorings
+    (["train.batch_size=4"], 50, 24),
+    (["evaluation.ladder_rows=10"], 50, 10),
+    (["evaluation.ladder_rows=null"], 1, None),
+])  # fmt: skip
+def test_the_untuned_model_is_asked_what_a_short_training_can_bear(overrides, steps, rows):
+    assert affordable_rows(RunConfig.build({}, overrides=overrides), steps) == rows
