@@ -78,7 +78,8 @@ def report_ladder(
         if rung["accuracy"] is None:
             continue
         figures = {key: float(rung[key]) for key in ("accuracy", "macro_f1", "rows", "seconds")}
-        record.write("ladder", best_step, rung=rung["key"], **figures)
+        # final: a resume takes it back and writes it anew
+        record.write("ladder", best_step, final=True, rung=rung["key"], **figures)
     return ladder
 
 
