@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fenlei.config import RunConfig
+from fenlei.errors import ModelError
+from fenlei.inference.untuned import untuned
 from fenlei.training.findings import affordable_rows
 
 
@@ -15,3 +19,8 @@ from fenlei.training.findings import affordable_rows
 ])  # fmt: skip
 def test_the_untuned_model_is_asked_what_a_short_training_can_bear(overrides, steps, rows):
     assert affordable_rows(RunConfig.build({}, overrides=overrides), steps) == rows
+
+
+def test_a_model_that_was_tuned_as_a_whole_cannot_be_asked_untuned():
+    with pytest.raises(ModelError, match=r"lora\.method=full"), untuned(SimpleNamespace(model=object())):
+        pass
