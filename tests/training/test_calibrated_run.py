@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fenlei import TextClassifier
-from fenlei.artifact import MANIFEST, read_artifact, read_json, sha256_of, write_json
+from fenlei.artifact import CARD, MANIFEST, read_artifact, read_json, sha256_of, write_json
 from fenlei.errors import ArtifactError, ConfigError, DataError
 from fenlei.modeling.calibration import Calibration
 from tests.conftest import SENTENCES
@@ -153,7 +153,7 @@ def test_calibrate_without_training(run, tmp_path):
     artifact = read_artifact(tmp_path / "c")
     assert Calibration.from_dict(artifact.calibration) == copy._ready().calibration
     changed = {name for name, digest in artifact.manifest["files"].items() if before[name] != digest}
-    assert changed == {"calibration.json"}
+    assert changed == {"calibration.json", CARD}, "figures of another calibration are no longer true"
     for name, digest in artifact.manifest["files"].items():
         assert sha256_of(tmp_path / "c" / name) == digest
     assert [p.name for p in tmp_path.iterdir()] == ["c"]

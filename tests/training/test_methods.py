@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fenlei import TextClassifier
-from fenlei.artifact import read_artifact, sha256_of
+from fenlei.artifact import CARD, read_artifact, sha256_of
 from fenlei.errors import ModelError
 from fenlei.training.checkpoints import CheckpointStore
 from tests.training.test_run import TEXTS, deeper
@@ -87,7 +87,7 @@ def test_a_copy_and_the_reported_scores(fitted, module_rows, method, tmp_path):
     assert metrics["log_loss"] == pytest.approx(fitted[method].result.test["log_loss"], abs=1e-5)
     for name, digest in loaded.manifest["files"].items():
         assert sha256_of(tmp_path / "copy" / name) == digest
-        assert name.endswith((".json", ".safetensors", ".jinja", ".txt")), name
+        assert name == CARD or name.endswith((".json", ".safetensors", ".jinja", ".txt")), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -166,10 +166,10 @@ def test_a_whole_model_needs_no_base_model(module_rows, tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "full"])
 def test_in_bfloat16_too_what_is_reported_is_what_is_saved(module_rows, method, tmp_path):
-    """To the bit. The products of the adapter in bfloat16 are for training only."""
+    """To the bit. What an adapter's products are computed in, is chosen by speed in training, and fixed afterwards."""
     path, base = module_rows
     settings = settings_of(
-        base, method, model={"dtype": "bfloat16"}, speed={"adapter_dtype": "bfloat16"}, train={"save_steps": 100}
+        base, method, model={"dtype": "bfloat16"}, speed={"adapter_dtype": "float32"}, train={"save_steps": 100}
     )
     classifier = TextClassifier(config=settings).fit(path, out=tmp_path / "run")
     here = classifier.predict_proba(TEXTS)
@@ -188,7 +188,7 @@ def test_without_undoing_what_is_for_training_the_report_would_differ(module_row
 
     monkeypatch.setattr(run_module, "finish_training", lambda model: None)
     path, base = module_rows
-    speed = {"adapter_dtype": "bfloat16"}
+    speed = {"adapter_dtype": "float32"}
     settings = settings_of(base, "lora", model={"dtype": "bfloat16"}, speed=speed, train={"save_steps": 100})
     classifier = TextClassifier(config=settings).fit(path, out=tmp_path / "run")
     here = classifier.predict_proba(TEXTS)

@@ -107,7 +107,7 @@ def test_in_the_middle_of_a_step(tmp_path, train_file, settings, whole, number, 
 
 
 PLACES = [
-    pytest.param(run_module._Session, "_score", 2, id="in a dev evaluation"),
+    pytest.param(run_module._Session, "_score_dev", 2, id="in a dev evaluation"),
     pytest.param(checkpoints, "fsync_tree", 1, id="while saving"),
     pytest.param(checkpoints, "replace_folder", 2, id="while publishing"),
     pytest.param(Record, "write", 3, id="while logging"),
@@ -158,7 +158,7 @@ def test_without_making_up_for_it_a_score_would_be_missing(tmp_path, train_file,
     )
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, run_module._Session, "_score", 1, signal.SIGTERM)
+        at_call(patch, run_module._Session, "_score_dev", 1, signal.SIGTERM)
         stopped(settings, train_file, run)
     assert finish(settings, train_file, run) != whole
 
@@ -167,7 +167,7 @@ def test_again_while_the_score_is_made_up_for(tmp_path, train_file, settings, wh
     run = tmp_path / "run"
     for resume in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            at_call(patch, run_module._Session, "_score", 1, signal.SIGTERM)
+            at_call(patch, run_module._Session, "_score_dev", 1, signal.SIGTERM)
             stopped(settings, train_file, run, resume)
         assert (store_of(run).latest().step, store_of(run).latest().dev_due) == (2, True)
     assert finish(settings, train_file, run) == whole
