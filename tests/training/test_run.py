@@ -118,9 +118,17 @@ def test_same_ids_in_training_evaluation_and_prediction(fitted, monkeypatch):
     model = classifier._ready()._scorer.model
     forward = type(model).forward
 
+    beginning: list[int] = []
+
     def spy(self, *args, **kwargs):
-        for ids, keep in zip(kwargs["input_ids"], kwargs["logits_to_keep"], strict=True):
-            seen.append(ids[: int(keep.nonzero()[0]) + 1].tolist())
+        ids, keep, positions = (kwargs[name][0].tolist() for name in ("input_ids", "logits_to_keep", "position_ids"))
+        if positions[0] == 0:  # what all rows begin with, computed before them
+            beginning[:] = ids
+            return forward(self, *args, **kwargs)
+        starts = [i for i, position in enumerate(positions) if position == len(beginning)]
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            last = start + keep[start:end].index(True)
+            seen.append([*beginning, *ids[start : last + 1]])
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", spy)

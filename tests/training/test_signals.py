@@ -141,7 +141,7 @@ def test_a_dev_evaluation_is_cut_short_and_made_up_for(tmp_path, train_file, set
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Predictor, "predict", slow)
-        stopped(deeper(settings, inference={"batch_tokens": 64}), train_file, run)
+        stopped(deeper(settings, inference={"batch_tokens": 16}), train_file, run)
     assert len(scored) == 3, "not one batch more"
     latest = store_of(run).latest()
     assert (latest.step, latest.dev, latest.dev_due) == (2, None, True)
