@@ -20,7 +20,7 @@ from fenlei.modeling.packed import (
     alike,
     causal_blocks,
 )
-from fenlei.modeling.scoring_parts import Part, reads_of, sum_paths
+from fenlei.modeling.scoring_parts import Part, read_places, sum_paths
 from fenlei.modeling.tree import ancestors
 
 if TYPE_CHECKING:
@@ -73,15 +73,8 @@ class PackedScorer:
 
         past = self.prefixes.get(tuple(prefix)) if prefix else None
         ids, layout, kept = pack_parts(parts, len(prefix), self._size)
-        nodes: list[int] = []
-        tokens: list[int] = []
-        start = 0
-        for part in parts:
-            own, wanted, _ = reads_of(part.tree)
-            nodes += [node + start for node in own]
-            tokens += wanted
-            start += part.tree.node_count
-        values = self._forward(ids, layout, kept, (torch.tensor(nodes), torch.tensor(tokens)), past)
+        places, tokens = read_places(parts)
+        values = self._forward(ids, layout, kept, (torch.tensor(places), torch.tensor(tokens)), past)
         return sum_paths(values.double().cpu().numpy(), parts)
 
     def _forward(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fenlei.modeling.scoring_parts import Part, reads_of, sum_paths
+from fenlei.modeling.scoring_parts import Part, read_places, sum_paths
 from fenlei.modeling.tree import AnswerTree, ancestors
 
 if TYPE_CHECKING:
@@ -48,15 +48,8 @@ class PaddedScorer:
             # whole transposed head at every call
             logits = self.model(**inputs, use_cache=False).logits  # (K, V)
             logp = torch.log_softmax(logits.float(), dim=-1)
-            nodes: list[int] = []
-            tokens: list[int] = []
-            start = 0
-            for part in parts:
-                own, wanted, _ = reads_of(part.tree)
-                nodes += [node + start for node in own]
-                tokens += wanted
-                start += part.tree.node_count
-            values = logp[torch.tensor(nodes, device=device), torch.tensor(tokens, device=device)]
+            places, tokens = read_places(parts)
+            values = logp[torch.tensor(places, device=device), torch.tensor(tokens, device=device)]
         return sum_paths(values.double().cpu().numpy(), parts)
 
     def _inputs(self, parts: list[Part]) -> dict[str, torch.Tensor]:

@@ -70,6 +70,19 @@ def reads_of(tree: AnswerTree) -> tuple[tuple[int, ...], tuple[int, ...], tuple[
     return nodes, tokens, tuple(starts)
 
 
+def read_places(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
+    """(place, token) of all steps of all parts; a part has a place for each node, after those of the part before."""
+    places: list[int] = []
+    tokens: list[int] = []
+    start = 0
+    for part in parts:
+        nodes, wanted, _ = reads_of(part.tree)
+        places += [node + start for node in nodes]
+        tokens += wanted
+        start += part.tree.node_count
+    return places, tokens
+
+
 def sum_paths(values: np.ndarray, parts: Sequence[Part]) -> list[np.ndarray]:
     """Scores of each part's candidates from the log-probabilities of all steps, ``(m,)`` in the order of the parts."""
     import numpy as np
