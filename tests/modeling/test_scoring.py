@@ -83,7 +83,7 @@ def test_every_way_equals_each_candidate_alone(model, name, way, complete):
     settings = InferenceConfig(**WAYS[way], answers="complete" if complete else "decisive")
     found = CandidateScorer(model, 0, settings).score([ScoreRequest(t, answers, len(beginning)) for t in texts])
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("way", ["default", "padded"])
@@ -105,7 +105,7 @@ def test_label_sets_of_any_size(model, count, way):
                 model(input_ids=torch.tensor([[*prompt, *answers[i]]]), use_cache=False).logits.float().log_softmax(-1)
             )
         expected = sum(float(logp[0, len(prompt) - 1 + k, answers[i][k]]) for k in range(lengths[i]))
-        assert found[i] == pytest.approx(expected, abs=1e-4)
+        assert found[i] == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 def passes(model, monkeypatch):
@@ -158,7 +158,7 @@ def test_prefixes_of_other_weights_are_forgotten(model, monkeypatch):
             if "lora_B" in name:
                 p.mul_(-1)
     found = scorer.score([request])[0]
-    assert found == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+    assert found == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
 
     monkeypatch.setattr(scoring_packed, "_weights_in_use", lambda model: "never changes")
     scorer.score([request])
@@ -177,7 +177,7 @@ def test_adapter_switched_off_in_between(model):
     with_adapter = scorer.score([request])[0]
     with model.disable_adapter():
         without = scorer.score([request])[0]
-        assert without == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+        assert without == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
     assert np.abs(with_adapter - without).max() > 1e-3
     assert scorer.score([request])[0] == pytest.approx(with_adapter, abs=1e-6)
 
@@ -193,7 +193,7 @@ def test_weights_that_change_while_they_are_trained(model):
             if "lora_B" in name:
                 p.data = -p.data
     found = scorer.score([request])[0]
-    assert found == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+    assert found == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
 
 
 def test_siblings_that_see_each_other_would_be_seen(model, monkeypatch):
@@ -219,7 +219,7 @@ def test_packed_rows_that_differ_are_not_packed(model, monkeypatch, caplog):
     found = scorer.score(requests)
     assert "cannot be packed" in caplog.text
     for one, request in zip(found, requests, strict=True):
-        assert one == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+        assert one == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
 
 
 SMALL = {
@@ -252,7 +252,7 @@ def test_other_architectures(name, answers):
     scorer = CandidateScorer(made, 0)
     for prompt in prompts(2, low=50, high=70):
         found = scorer.score([ScoreRequest(prompt, ANSWER_SETS[answers], 30)])[0]
-        assert found == pytest.approx(naive(made, prompt, ANSWER_SETS[answers]), abs=1e-4)
+        assert found == pytest.approx(naive(made, prompt, ANSWER_SETS[answers]), rel=1e-6, abs=1e-5)
     assert (scorer._packed is None) == (name == "gemma 2, eager")
 
 
@@ -296,7 +296,7 @@ def test_rows_with_different_beginnings_and_candidates(model, way):
     expected = [naive(model, r.prompt, r.answers) for r in requests]
     found = CandidateScorer(model, 0, InferenceConfig(**WAYS[way], batch_tokens=200)).score(requests)
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-5)
 
 
 def test_long_rows_cut_into_blocks(model, monkeypatch):
@@ -306,7 +306,7 @@ def test_long_rows_cut_into_blocks(model, monkeypatch):
     requests = mixed_requests()
     found = CandidateScorer(model, 0).score(requests)
     for one, request in zip(found, requests, strict=True):
-        assert one == pytest.approx(naive(model, request.prompt, request.answers), abs=1e-4)
+        assert one == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
 
 
 def test_batched_equals_single(model):
@@ -318,7 +318,7 @@ def test_batched_equals_single(model):
     for budget in (16, 100, 100_000):
         together = CandidateScorer(model, 0, InferenceConfig(batch_tokens=budget)).score(requests)
         for a, b in zip(together, alone, strict=True):
-            assert a == pytest.approx(b, abs=1e-4)
+            assert a == pytest.approx(b, rel=1e-6, abs=1e-5)
 
 
 def test_padding_token_does_not_matter(model):
