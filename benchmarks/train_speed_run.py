@@ -165,6 +165,7 @@ class Setting:
     def start(self, job: Job, number: int) -> Child:
         python = self.python.get(job.method, self.python["default"])
         env = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        env |= job.settings.get("env", {})
         if job.device == "cuda":
             env.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
         script = self.scripts.get(job.method, _CHILD)

@@ -34,6 +34,11 @@ _CUDA_VARIANTS: dict[str, dict[str, Any]] = {
     "with 4-bit weights": {"model": {"quantization": "nf4"}},
     "with checkpointing": {"train": {"gradient_checkpointing": True}},
 }
+# What a user could set instead of leaving threads to torch and the system
+_CPU_ENVIRONMENTS = {
+    "with bound threads": {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"},
+    "with one thread": {"OMP_NUM_THREADS": "1"},
+}
 _TRL_REPEATS = 2
 
 
@@ -108,6 +113,8 @@ def variants(device: str = "cpu") -> dict[str, tuple[str, dict[str, Any]]]:
             found[f"{REFERENCE} {word}"] = ("fenlei", {"config": {"speed": {field: value}}})
     for word, config in _CUDA_VARIANTS.items() if device == "cuda" else ():
         found[f"{REFERENCE} {word}"] = ("fenlei", {"config": config})
+    for word, env in _CPU_ENVIRONMENTS.items() if device == "cpu" else ():
+        found[f"{REFERENCE} {word}"] = ("fenlei", {"env": env})
     return found
 
 
