@@ -17,6 +17,7 @@ from fenlei.cli.evaluate import evaluate
 from fenlei.cli.models import app as models_app
 from fenlei.cli.noise import noise
 from fenlei.cli.predict import predict
+from fenlei.cli.serve import serve
 from fenlei.cli.train import train
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ def _root(
     pass
 
 
-for _command in (demo, check, noise, train, evaluate, calibrate, predict, convert, doctor):
+for _command in (demo, check, noise, train, evaluate, calibrate, predict, serve, convert, doctor):
     app.command()(_command)
 app.add_typer(models_app, name="models")
 

@@ -1,0 +1,1 @@
+"""HTTP API, batcher, limits and the playground page. Needs the extra ``serve``."""

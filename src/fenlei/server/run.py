@@ -1,0 +1,215 @@
+"""The server process: a socket at once, classifiers when they are loaded, and an end that loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from fenlei.errors import ConfigError
+from fenlei.server.app import create_app
+from fenlei.server.batcher import BatchLimits
+from fenlei.server.logs import note_loop_error, set_up_logging
+from fenlei.server.models import Models
+from fenlei.server.protocol import protocol_for
+from fenlei.server.service import Service
+from fenlei.server.settings import ServeSettings
+
+_log = logging.getLogger("fenlei.server")
+_KEEP_ALIVE_SECONDS = 5
+# of the time to drain: for answers to reach their clients after the last one is made
+_CLOSING_SECONDS = 1.0
+Runs = Sequence[tuple[str | None, Path]]
+
+
+def serve(
+    runs: Runs,
+    settings: ServeSettings,
+    batch: BatchLimits,
+    *,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+) -> int:
+    """Serves until a signal comes.
+
+    Args:
+        runs: (name or None, run folder or classifier folder) each.
+        settings: the server's.
+        batch: the batcher's limits.
+        model: where the base model is, if its spec no longer leads to it.
+        overrides: settings of this machine for all classifiers.
+
+    Returns:
+        The exit code: 0 when every accepted request was answered, 128 + signal when time ran out.
+
+    Raises:
+        ConfigError: settings contradict each other, or the port is taken.
+        FenleiError: a classifier cannot be loaded.
+    """
+    app = create_app(None, settings, batch)
+    service: Service = app.state.service
+    listener = _listen(settings)
+    set_up_logging()
+    config = uvicorn.Config(
+        app,
+        http=protocol_for(service),
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # who may be believed about an address is the proxy's business
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(_CLOSING_SECONDS),
+    )
+    server = _Server(config, service, lambda: Models.open(runs, model=model, overrides=overrides))
+    _log.info("listening on %s", _url(settings, listener))
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(note_loop_error)
+    # the loop is left as it is: waiting for its threads could take longer than there is time
+    loop.run_until_complete(server.serve(sockets=[listener]))
+    return server.end()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, that loads classifiers after it listens, and goes on listening while it drains."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, load: Callable[[], Models]) -> None:
+        super().__init__(config)
+        self._service, self._load = service, load
+        self._signal: int | None = None
+        self._drained: bool | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tasks.append(asyncio.create_task(self._open()))
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._signal is not None and len(self._tasks) < 2:
+            self._tasks.append(asyncio.create_task(self._drain()))
+        return await super().on_tick(counter)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are answered by draining; unlike uvicorn's they are not raised again afterwards."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: no new requests, accepted ones are finished. Second: the end."""
+        if self._signal is not None:
+            os._exit(128 + sig)
+        self._signal = sig
+        self._service.phase = "draining"
+
+    def end(self) -> int:
+        """What the process ends with.
+
+        Raises:
+            FenleiError: the classifiers could not be loaded.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._drained:
+            _log.info("stopped; every accepted request was answered")
+            return 0
+        _log.warning("stopped; time ran out before every accepted request was answered")
+        return 128 + (self._signal or signal.SIGTERM)
+
+    async def _open(self) -> None:
+        try:
+            models = await _in_thread(self._load)
+            await self._service.open(models)
+        except BaseException as error:
+            self._failure = error
+            self.should_exit = True
+            return
+        if self._signal is None:
+            _log.info("ready: %s", ", ".join(models.names()))
+
+    async def _drain(self) -> None:
+        seconds = self._service.settings.limits.drain_seconds
+        _log.info("shutting down: %d requests to finish, %g seconds at most", self._service.in_flight, seconds)
+        try:
+            self._drained = await self._service.close(max(0.0, seconds - _CLOSING_SECONDS))
+        finally:
+            self.should_exit = True
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns. Its thread keeps nobody from ending: a model that is being loaded cannot be stopped."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as found:
+            error = found
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop has ended
+            pass
+
+    threading.Thread(target=run, name="fenlei-load", daemon=True).start()
+    return await future
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, number)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; choose another --port "
+            "or --host"
+        ) from error
+    return found
+
+
+def _url(settings: ServeSettings, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}"
+
+
+def finish(code: int) -> None:
+    """Ends the process, whatever its threads are doing: a forward pass, or a model that is being loaded."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
