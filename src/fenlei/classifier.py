@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fenlei.inference.explain import Explanation
+    from fenlei.modeling.shared import SharedBase
     from fenlei.training.run import TrainResult
 
 Source = Union[str, Path, Sequence[str], Sequence[Example]]  # noqa: UP007
@@ -52,10 +53,7 @@ class TextClassifier:
         config: RunConfig | Mapping[str, Any] | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
-        if isinstance(config, RunConfig):
-            values = config.model_dump()
-        else:
-            values = dict(config or {})
+        values = config.model_dump() if isinstance(config, RunConfig) else dict(config or {})
         if model is not None:
             values["model"] = {**(values.get("model") or {}), "spec": model}
         self.config = RunConfig.build(values, overrides=overrides)
@@ -364,7 +362,14 @@ class TextClassifier:
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()) -> TextClassifier:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        overrides: Sequence[str] = (),
+        base: SharedBase | None = None,
+    ) -> TextClassifier:
         """Opens a run folder or classifier folder.
 
         Args:
@@ -373,6 +378,7 @@ class TextClassifier:
                 ``lora.method=full`` needs none.
             overrides: settings of this machine, e.g. ``"model.device=cpu"``, ``"model.offline=true"``, and
                 ``"calibration.threshold=0.8"`` to abstain below another confidence.
+            base: the base model where it is in memory already, to share it with other classifiers.
 
         Raises:
             ArtifactError: the folder is not whole, or the base model is not the one it was trained on.
@@ -381,7 +387,7 @@ class TextClassifier:
         """
         artifact = read_artifact(path)
         self = cls(config=stored_settings(artifact, Path(path), model), overrides=overrides)
-        self._predictor = load_predictor(artifact, self.config)
+        self._predictor = load_predictor(artifact, self.config, base)
         self._folder = artifact.path
         self.manifest = artifact.manifest
         return self

@@ -15,6 +15,7 @@ from fenlei.modeling.calibration import Calibration
 from fenlei.prompting import ChatFrame, PromptEncoder
 
 if TYPE_CHECKING:
+    from fenlei.modeling.shared import SharedBase
     from fenlei.modeling.sources import ModelFolder
 
 
@@ -48,22 +49,24 @@ def stored_settings(artifact: Artifact, path: Path, model: str | None = None) ->
     return values
 
 
-def load_predictor(artifact: Artifact, config: RunConfig) -> Predictor:
+def load_predictor(artifact: Artifact, config: RunConfig, base: SharedBase | None = None) -> Predictor:
     """Everything that a classifier folder needs to answer.
 
     Args:
         artifact: the folder.
         config: the settings of :func:`stored_settings` and those of this machine; of ``calibration``, those that were
             given count.
+        base: the base model where it is in memory already; it is shared.
 
     Raises:
         ArtifactError: a file of the folder holds what cannot be, or the base model is not the one it was trained on.
         ConfigError: a ``calibration`` setting that cannot be changed here.
         ModelError: the base model cannot be found or loaded.
     """
-    from fenlei.modeling.adapter import load_adapter
-    from fenlei.modeling.loading import load_model, load_tokenizer
+    from fenlei.modeling.loading import load_tokenizer
 
+    if base is not None:
+        require_shareable(artifact, config, base)
     try:
         labels = LabelSet.from_dict(artifact.labels)
         chat = ChatFrame.from_dict(artifact.prompt["chat"])
@@ -79,20 +82,85 @@ def load_predictor(artifact: Artifact, config: RunConfig) -> Predictor:
             "load it with the prompt settings that it was trained with"
         )
     encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat, codes)
-    model: Any
-    if artifact.weights == ADAPTER:
-        folder = _find_base(artifact, config)
-        _require_same_base(artifact, folder.weights_sha256(), folder.path)
-        model = load_adapter(load_model(folder.path, config.model), artifact.path / ADAPTER)
-    else:  # a model of its own: the one that it began as is not needed any more
-        model = load_model(artifact.path / artifact.weights, config.model)
     return Predictor(
-        model,
+        _load_weights(artifact, config, base),
         encoder,
         pad_id=int(tokenizer.pad_token_id),
         calibration=calibration,
         inference=config.inference,
     )
+
+
+def load_base(artifact: Artifact, config: RunConfig) -> SharedBase:
+    """The base model of a classifier, to be shared by several.
+
+    Raises:
+        ArtifactError: the weights that are found are not those that the classifier was trained on.
+        ModelError: it cannot be found or loaded.
+    """
+    from fenlei.modeling.loading import load_model
+    from fenlei.modeling.shared import SharedBase
+
+    folder = _find_base(artifact, config)
+    _require_same_base(artifact, folder.weights_sha256(), folder.path)
+    return SharedBase(load_model(folder.path, config.model), config.model, folder.weights_sha256(), folder.spec)
+
+
+def can_share(artifact: Artifact) -> bool:
+    """Whether a classifier says which base model it needs, and leaves that model's weights as they are."""
+    from fenlei.modeling.shared import require_frozen_base
+
+    if artifact.weights != ADAPTER or not artifact.manifest["base_model"].get("sha256"):
+        return False
+    try:
+        require_frozen_base(artifact.path / ADAPTER)
+    except ArtifactError:
+        return False
+    return True
+
+
+def require_shareable(artifact: Artifact, config: RunConfig, base: SharedBase) -> None:
+    """Makes sure that a classifier can use a base model that is in memory.
+
+    Raises:
+        ArtifactError: it has or changes weights of its own, was trained on other ones, or needs them in another form.
+    """
+    from fenlei.modeling.shared import require_frozen_base
+
+    own = artifact.manifest["base_model"]
+    if artifact.weights != ADAPTER:
+        raise ArtifactError(
+            f"{artifact.path}: was trained with lora.method=full, so it is a model of its own and shares no weights "
+            "with other classifiers; give it a server of its own"
+        )
+    require_frozen_base(artifact.path / ADAPTER)
+    expected = own.get("sha256") or {}
+    if sorted(expected.values()) != sorted(base.sha256.values()):
+        raise ArtifactError(
+            f"{artifact.path}: was trained on {own['spec']} (sha256 {_short(expected)}), in memory is {base.spec} "
+            f"(sha256 {_short(base.sha256)}); classifiers share a server only if they share their base model: give "
+            "this one a server of its own, or train it on the other base model"
+        )
+    if (difference := base.differing_setting(config.model)) is not None:
+        raise ArtifactError(
+            f"{artifact.path}: needs its base model with {difference}; give all classifiers the same setting, e.g. "
+            f"{difference.split(',')[0]}, or give this one a server of its own"
+        )
+
+
+def _short(hashes: Mapping[str, str]) -> str:
+    return ", ".join(sorted(value[:12] for value in hashes.values())) or "unknown"
+
+
+def _load_weights(artifact: Artifact, config: RunConfig, base: SharedBase | None) -> Any:
+    """The model with the adapter, or the model that was trained as a whole."""
+    from fenlei.modeling.adapter import load_adapter
+    from fenlei.modeling.loading import load_model
+
+    if artifact.weights != ADAPTER:  # a model of its own: the one that it began as is not needed any more
+        return load_model(artifact.path / artifact.weights, config.model)
+    model = load_base(artifact, config).model if base is None else base.view()
+    return load_adapter(model, artifact.path / ADAPTER)
 
 
 def _calibration(artifact: Artifact, labels: LabelSet) -> Calibration:

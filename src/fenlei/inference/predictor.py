@@ -46,6 +46,33 @@ class Predictor:
         """The model, with or without adapter."""
         return self._scorer.model
 
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens in one forward pass, shared ones left out."""
+        return self._scorer.batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, tokens: int) -> None:
+        self._scorer.batch_tokens = tokens
+
+    def keep_prefixes(self, most_bytes: int) -> None:
+        """How much memory the computed beginnings of prompts may take; the one used last is always kept."""
+        self._scorer.keep_prefixes(most_bytes)
+
+    def warm(self) -> None:
+        """Does what is otherwise done at the first row: checks, replacements, the beginning that prompts share."""
+        self.predict([Example("1")])
+
+    def costs(self, prompts: Sequence[EncodedPrompt]) -> list[int]:
+        """Tokens that a forward pass computes for each prompt, if its beginning is computed already."""
+        return [self._scorer.cost(request) for request in self._requests(prompts)]
+
+    def forget_failed(self) -> None:
+        """After a forward pass that failed: drops what it left behind, which may be large."""
+        from fenlei.modeling.fuse import forget
+
+        forget(self.model)
+
     def predict(
         self,
         examples: Sequence[Example],
@@ -70,6 +97,9 @@ class Predictor:
         self, prompts: Sequence[EncodedPrompt], *, progress: Callable[[int], None] | None = None
     ) -> list[Prediction]:
         """The second half of :meth:`predict`: the model's work."""
+        return self._predictions(prompts, self._scorer.score(self._requests(prompts), progress=progress))
+
+    def _requests(self, prompts: Sequence[EncodedPrompt]) -> list[ScoreRequest]:
         answers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         requests = []
         for prompt in prompts:
@@ -77,7 +107,7 @@ class Predictor:
             if names not in answers:
                 answers[names] = tuple(self.encoder.answer_ids(name) for name in names)
             requests.append(ScoreRequest(prompt.input_ids, answers[names], prompt.prefix_length))
-        return self._predictions(prompts, self._scorer.score(requests, progress=progress))
+        return requests
 
     def _predictions(self, prompts: Sequence[EncodedPrompt], scores: Sequence[np.ndarray]) -> list[Prediction]:
         import numpy as np

@@ -81,6 +81,17 @@ class CandidateScorer:
             self.model.train(was_training)
         return scores
 
+    def cost(self, request: ScoreRequest) -> int:
+        """Tokens that a forward pass computes for a request whose beginning is computed already, 1 or more."""
+        tree = tree_of(request.answers, self.settings.answers == "complete")
+        shared = _prefix_length(request) if self.settings.share_prefix and self._packed is not None else 0
+        return len(request.prompt) - shared + tree.node_count - 1
+
+    def keep_prefixes(self, most_bytes: int) -> None:
+        """How much memory the computed beginnings of prompts may take; the one used last is always kept."""
+        if self._packed is not None:
+            self._packed.prefixes.most_bytes = most_bytes
+
     def _parts(self, requests: Sequence[ScoreRequest]) -> list[Part]:
         complete = self.settings.answers == "complete"
         trees: dict[int, AnswerTree] = {}  # most rows have the very same answers, and hashing a thousand takes its time
@@ -140,10 +151,7 @@ class CandidateScorer:
             return
         groups: dict[tuple[int, ...], list[Part]] = {}
         for part, request in zip(parts, requests, strict=True):
-            # the prompt's last token is always computed: its logits are read
-            most = min(request.prefix_length, len(request.prompt) - 1)
-            prefix = tuple(request.prompt[: most if most >= _SHORTEST_PREFIX else 0])
-            groups.setdefault(prefix, []).append(part)
+            groups.setdefault(tuple(request.prompt[: _prefix_length(request)]), []).append(part)
         if self.settings.strict or len(groups) == 1:
             yield from groups.items()
             return
@@ -193,6 +201,13 @@ class CandidateScorer:
         import numpy as np
 
         return np.concatenate([self._padded.score([chain])[0] for chain in self._padded.chains(part)])
+
+
+def _prefix_length(request: ScoreRequest) -> int:
+    """How much of a prompt's beginning is computed apart from it."""
+    # the prompt's last token is always computed with it: its logits are read
+    most = min(request.prefix_length, len(request.prompt) - 1)
+    return most if most >= _SHORTEST_PREFIX else 0
 
 
 def _agree(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], model: Any) -> bool:

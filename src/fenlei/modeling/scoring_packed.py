@@ -8,6 +8,7 @@ tree.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_MOST_PREFIX_BYTES = 512 << 20
+MOST_PREFIX_BYTES = 512 << 20
 
 
 class PackedScorer:
@@ -128,10 +129,14 @@ class PrefixCache:
 
     Args:
         scorer: computes them.
+
+    Attributes:
+        most_bytes: what they may take together; the one used last is always kept.
     """
 
     def __init__(self, scorer: PackedScorer) -> None:
-        self._scorer = scorer
+        self._scorer = weakref.proxy(scorer)  # it holds the cache, and a circle would outlive the model's last user
+        self.most_bytes = MOST_PREFIX_BYTES
         self._known: dict[tuple[int, ...], KeysAndValues] = {}
         self._weights: Any = None
 
@@ -145,7 +150,7 @@ class PrefixCache:
             found = self._scorer.keys_and_values(prefix)
         self._known[prefix] = found  # the last one used stands last
         size = sum(_bytes(entry) for entry in self._known.values())
-        while size > _MOST_PREFIX_BYTES and len(self._known) > 1:
+        while size > self.most_bytes and len(self._known) > 1:
             size -= _bytes(self._known.pop(next(iter(self._known))))
         return found
 
