@@ -30,6 +30,7 @@ def build(
     dtype: str = "float32",
     calibration: dict[str, Any] | None = None,
     size: float = 0.3,
+    max_length: int = 256,
     **lora: Any,
 ) -> Path:
     """Writes a classifier folder.
@@ -42,12 +43,13 @@ def build(
         dtype: number format of the base model.
         calibration: content of calibration.json.
         size: of the adapter's random numbers.
+        max_length: most tokens of a prompt.
         **lora: settings of the group ``lora``.
     """
     import torch
 
     model_values = {"spec": str(base), "dtype": dtype, "device": "cpu"}
-    config = RunConfig.build({"model": model_values, "prompt": {"max_length": 256}, "lora": lora})
+    config = RunConfig.build({"model": model_values, "prompt": {"max_length": max_length}, "lora": lora})
     tokenizer = load_tokenizer(base, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, LabelSet(labels))
     model = add_adapter(load_model(base, config.model), config.lora, seed)
