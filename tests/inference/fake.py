@@ -20,6 +20,7 @@ class Answer(NamedTuple):
     label: str
     probability: float
     probabilities: dict[str, float]
+    confidence: float
     abstained: bool
     truncated: bool
 
@@ -34,7 +35,14 @@ class FakeClassifier:
         self.remember = remember
         self.calls: list[list[str]] = []
 
-    def classify(self, texts: Any, *, progress: Any = None) -> list[Answer]:
+    @property
+    def predictor(self) -> FakeClassifier:
+        return self
+
+    def encode(self, examples: Any) -> Any:
+        return list(examples)
+
+    def score(self, texts: Any, *, progress: Any = None) -> list[Answer]:
         together = zlib.crc32("\n".join(example.text for example in texts).encode())
         if self.remember:
             self.calls.append([example.text for example in texts])
@@ -45,7 +53,7 @@ class FakeClassifier:
             weights = [1 + (number >> shift) % 1000 for shift in (0, 10, 20)]
             p = {name: weight / sum(weights) for name, weight in zip(NAMES, weights, strict=True)}
             best = max(p, key=lambda name: p[name])
-            found.append(Answer(best, p[best], p, False, len(example.text) > 500))
+            found.append(Answer(best, p[best], p, p[best] - 1, False, len(example.text) > 500))
         if progress:
             progress(len(texts))
         return found

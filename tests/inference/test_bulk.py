@@ -43,10 +43,10 @@ class DiesAt(FakeClassifier):
         super().__init__()
         self.call, self.error = call, error or StopNow(15)
 
-    def classify(self, texts, *, progress=None):
+    def score(self, texts, *, progress=None):
         if len(self.calls) == self.call:
             raise self.error
-        return super().classify(texts, progress=progress)
+        return super().score(texts, progress=progress)
 
 
 def interrupted(source, out, call: int = 1, **how) -> None:
@@ -251,8 +251,8 @@ def test_another_output_format_or_library_is_refused(tmp_path, source, monkeypat
     out = tmp_path / "o.jsonl"
     interrupted(source, out)
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "OUTPUT_FORMAT", 999)
-        with pytest.raises(DataError, match="the output format was 1, is 999"):
+        patch.setattr(bulk, "OUTPUT_FORMAT", "999")
+        with pytest.raises(DataError, match=r"the output format was 2 \(id, label, .*\), is 999"):
             predict(source, out, resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "library_versions", lambda: dict.fromkeys(("torch", "transformers", "tokenizers"), "0"))
@@ -266,6 +266,43 @@ def test_another_output_format_or_library_is_refused(tmp_path, source, monkeypat
     journal.write_text("{")
     with pytest.raises(DataError, match="cannot be read as a journal"):
         predict(source, out, resume=True)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("stage", ["predicting", "publishing"])
+def test_a_run_of_a_version_that_wrote_other_columns_is_refused_as_it_is(tmp_path, source, suffix, stage):
+    """Rows of format 1 had no `confidence`: a file must not have it in its second half only."""
+    out = tmp_path / f"o.{suffix}"
+    interrupted(source, out)
+    journal = out.with_name(f"{out.name}.journal")
+    content = json.loads(journal.read_text("utf-8"))
+    old = {**content, "identity": {**content["identity"], "the output format": 1}, "stage": stage}
+    journal.write_text(json.dumps(old))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(DataError, match=r"the output format was 1, is 2 \(id, .*confidence.*\).*--overwrite"):
+        predict(source, out, resume=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    journal.write_text(json.dumps(content))  # negative control: the same journal with the format of today goes on
+    assert predict(source, out, resume=True).counts.read == 20
+
+
+def test_the_format_names_the_fields_that_are_written(tmp_path, source):
+    """So that nobody has to think of the number when one comes or goes."""
+    out = tmp_path / "o.jsonl"
+    predict(source, out)
+    (first, *_) = lines(out)
+    assert tuple(first)[: len(records.FIELDS)] == records.FIELDS
+    assert list(first)[len(records.FIELDS) :] == ["text", "n"]
+    assert bulk.OUTPUT_FORMAT == f"2 ({', '.join(records.FIELDS)})"
+    assert first["confidence"] == first["probability"] - 1, "the classifier's own figure"
+
+
+def test_a_column_of_the_input_with_a_fields_name_is_renamed(tmp_path):
+    out = tmp_path / "o.jsonl"
+    predict(write(tmp_path / "in.jsonl", [{"text": "甲", "confidence": "high"}]), out)
+    (row,) = lines(out)
+    assert row["input_confidence"] == "high"
+    assert isinstance(row["confidence"], float)
 
 
 @pytest.mark.parametrize("with_hash", [True, False], ids=["hash", "negative control"])
@@ -349,9 +386,9 @@ def test_an_output_that_came_into_being_meanwhile_is_not_lost(tmp_path, source, 
     out.unlink()
 
     class Meanwhile(FakeClassifier):
-        def classify(self, texts, *, progress=None):
+        def score(self, texts, *, progress=None):
             out.write_text("mine")
-            return super().classify(texts, progress=progress)
+            return super().score(texts, progress=progress)
 
     with pytest.raises(DataError, match="came into being while the predictions were made"):
         predict(source, out, resume=True, classifier=Meanwhile())

@@ -9,9 +9,10 @@ are cut by the content of the input alone and predicted by themselves, so the re
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from fenlei.data import Example, LabelSet, StreamedRow, stream_examples
 from fenlei.data.probe import RowCount, estimate_rows, fingerprint
 from fenlei.data.readers import SHOWN, rejected_line, require_good_rows
 from fenlei.errors import DataError, FenleiError
+from fenlei.inference.ahead import one_ahead
 from fenlei.inference.chunks import CHUNK_BYTES, CHUNK_ROWS, Chunk, check_columns, iter_chunks, skip_done
 from fenlei.inference.journal import OUTPUT_FORMAT, PUBLISHING, Counts, Journal
 from fenlei.inference.output import Output, discard
@@ -31,11 +33,21 @@ from fenlei.modeling.prediction import Prediction
 
 # these have no influence on the answers; every other setting, a future one too, has
 _NO_INFLUENCE = {
-    "": ("preset", "out", "lora", "train", "speed", "tracking"),
+    "": ("preset", "out", "lora", "train", "speed", "tracking", "report"),
     "data": ("train", "dev", "test", "dev_fraction"),
     "model": ("spec", "offline", "trust_remote_code", "cache_dir"),  # weights are held against their hash on loading
 }
 _LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+class BulkPredictor(Protocol):
+    """The two halves of a prediction; :class:`fenlei.inference.predictor.Predictor` is one."""
+
+    def encode(self, examples: Sequence[Example]) -> Any:
+        """Token ids of the rows; called in a thread while :meth:`score` is busy with other rows."""
+
+    def score(self, prompts: Any, *, progress: Callable[[int], None] | None = None) -> Sequence[Prediction]:
+        """One prediction a row, in their order; ``progress`` is called with the number of rows done since."""
 
 
 class BulkClassifier(Protocol):
@@ -47,10 +59,9 @@ class BulkClassifier(Protocol):
     def labels(self) -> LabelSet:
         """The label set."""
 
-    def classify(
-        self, texts: Sequence[Example], *, progress: Callable[[int], None] | None = None
-    ) -> Sequence[Prediction]:
-        """One prediction a row, in their order; ``progress`` is called with the number of rows done since."""
+    @property
+    def predictor(self) -> BulkPredictor:
+        """What reads rows and scores them."""
 
 
 class Progress(Protocol):
@@ -184,20 +195,26 @@ class _Run:
         try:
             with store:
                 self.progress.start(begun.counts.read, total)
-                # The seam for whatever prepares the next chunk while the model scores this one: chunks come one by one
-                # from an iterator, and nothing of a chunk but its lines outlives it.
-                for chunk in itertools.chain([first] if first else [], chunks):
-                    self._do_chunk(chunk, store)
+                # while the model scores a chunk, the next one is read and tokenized
+                prepared = one_ahead(self._prepare(itertools.chain([first] if first else [], chunks)))
+                with contextlib.closing(prepared):
+                    for item in prepared:
+                        self._do_chunk(*item, store)
                 return store.journal
         except FenleiError:
             if journal is None and not store.journal.counts.read and not store.disk_failed:
                 discard(self.paths)
             raise
 
-    def _do_chunk(self, chunk: Chunk, store: Store) -> None:
+    def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
+        """Each chunk with the prompts of its good rows."""
+        for chunk in chunks:
+            examples = [row.example for row in chunk.rows if row.example is not None]
+            yield chunk, self.classifier.predictor.encode(examples) if examples else []
+
+    def _do_chunk(self, chunk: Chunk, prompts: Any, store: Store) -> None:
         good = [row for row in chunk.rows if row.example is not None]
-        examples = [row.example for row in good if row.example is not None]
-        predictions = self.classifier.classify(examples, progress=self.progress.advance) if examples else []
+        predictions = self.classifier.predictor.score(prompts, progress=self.progress.advance) if good else []
         lines = [self._line(row, prediction) for row, prediction in zip(good, predictions, strict=True)]
         bad = [rejected_line(row.source, row.reason, row.found) for row in chunk.rows if row.example is None]
         counts = Counts(

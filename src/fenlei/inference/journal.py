@@ -14,10 +14,12 @@ from typing import Any
 
 from fenlei.durable import write_json
 from fenlei.errors import DataError
+from fenlei.inference.records import FIELDS
 
 JOURNAL_VERSION = 1
-# raise it when records, chunks or the staged lines change, so that no run is finished in another form than it began
-OUTPUT_FORMAT = 1
+# No run is finished in another form than it began: raise the number when chunks, staged lines or the meaning of a field
+# change. Fields that come or go are noticed by themselves.
+OUTPUT_FORMAT = f"2 ({', '.join(FIELDS)})"
 PREDICTING = "predicting"
 PUBLISHING = "publishing"
 

@@ -14,7 +14,7 @@ from fenlei.data.example import Example
 from fenlei.data.tables import clean_text
 from fenlei.modeling.prediction import Prediction
 
-FIELDS = ("id", "label", "probability", "probabilities", "abstained", "truncated")
+FIELDS = ("id", "label", "probability", "probabilities", "confidence", "abstained", "truncated")
 # the name of the only member of an object that stands for a value which JSON has no form for
 _TYPE = "\0type"
 
@@ -39,8 +39,9 @@ def make_record(
 ) -> dict[str, Any]:
     """What is written for one row.
 
-    ``id``, ``label``, ``probability``, ``probabilities`` (label -> p), ``abstained`` and ``truncated``, then the
-    input's columns. An input column whose name is taken becomes ``input_<name>``.
+    ``id``, ``label``, ``probability``, ``probabilities`` (label -> p), ``confidence`` (it is compared with the threshold
+    for abstaining), ``abstained`` and ``truncated``, then the input's columns. An input column whose name is taken
+    becomes ``input_<name>``.
 
     Args:
         example: the row.
@@ -53,6 +54,7 @@ def make_record(
         "label": prediction.label,
         "probability": prediction.probability,
         "probabilities": prediction.probabilities,
+        "confidence": prediction.confidence,
         "abstained": prediction.abstained,
         "truncated": prediction.truncated,
     }
