@@ -31,8 +31,8 @@ import torch
 from tests.training.test_engine import engine_of, make_model, make_rows, run
 torch.set_num_threads(1)
 model, rows, said = make_model(vocab_size=20_000, tie_word_embeddings=True), make_rows(64, low=60, high=80), []
-small = run(engine_of(model, 300, fused_head=False), rows)
-engine = engine_of(model, 8000, say=said.append, fused_head=False, allocator=False)
+small = run(engine_of(model, 300), rows)
+engine = engine_of(model, 8000, say=said.append, allocator=False)
 engine._checked = True
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 16_000_000, -1))

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _PROBE_TOKENS = 5
 
 
-def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torch.dtype) -> dict[str, int]:
+def fuse(
+    model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torch.dtype, *, head: bool = True
+) -> dict[str, int]:
     """Puts the fused parts into a model, in the place of those that were put in before.
 
     Args:
@@ -29,6 +31,7 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
         speed: which parts.
         state: what a packed pass leaves for the patched parts to read.
         adapter_dtype: number format of the adapters' small products.
+        head: whether the language-model head gives log-probabilities of pairs, where a packed pass asks for them.
 
     Returns:
         How many modules were replaced, by part.
@@ -46,7 +49,7 @@ def fuse(model: Any, speed: SpeedConfig, state: PackedState, adapter_dtype: torc
         done["mlp"] = sum(_fuse_mlp(m, adapter_dtype) for m in _mlps(model))
     if speed.last_layer:
         done["last_layer"] = _narrow_last_layer(model, state)
-    if speed.fused_head:
+    if head:
         done["head"] = _fuse_head(model, state)
     if liger:
         done["liger"] = 1
@@ -231,7 +234,7 @@ def _narrow_last_layer(model: Any, state: PackedState) -> int:
 def _fuse_head(model: Any, state: PackedState) -> int:
     import torch
 
-    from fenlei.modeling.fused_ops import head_loss, head_scores
+    from fenlei.modeling.fused_ops import head_scores
 
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
@@ -241,9 +244,7 @@ def _fuse_head(model: Any, state: PackedState) -> int:
     def forward(hidden: Any) -> Any:
         if state.pairs is not None:
             return head_scores(hidden, head.weight, *state.pairs)
-        if state.targets is None:
-            return original(hidden)
-        return head_loss(hidden, head.weight, state.targets)
+        return original(hidden)
 
     head.forward = forward
     return 1

@@ -228,28 +228,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     return _RmsNorm.apply(x, weight, epsilon)  # type: ignore[no-any-return]
 
 
-class _HeadLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = hidden @ weight.t()
-        normalizer = torch.logsumexp(logits.float(), dim=-1)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(logits, weight, targets, normalizer)
-        return normalizer - logits.gather(1, targets[:, None])[:, 0].float()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        logits, weight, targets, normalizer = ctx.saved_tensors
-        p = logits.float().sub_(normalizer[:, None]).exp_()
-        p[torch.arange(len(targets), device=p.device), targets] -= 1.0
-        return p.mul_(grad[:, None]).to(weight.dtype) @ weight, None, None
-
-
-def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each token, ``(n,)`` float32, from hidden states ``(n, I)`` and the frozen head ``(V, I)``."""
-    return _HeadLoss.apply(hidden, weight, targets)  # type: ignore[no-any-return]
-
-
 def head_scores(hidden: torch.Tensor, weight: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of ``tokens[i]`` after ``hidden[places[i]]``, ``(m,)`` float32, without gradients.
 

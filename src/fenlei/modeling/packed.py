@@ -229,7 +229,6 @@ class PackedState:
     Attributes:
         layout: the layout; None outside of :meth:`running`.
         kept: places whose last hidden state is used, ``(n,)``; None: all are.
-        targets: token that follows each kept place, ``(n,)``; given, the language-model head returns losses.
         pairs: (index of a kept place, token) as two tensors ``(m,)``; given, the head returns log-probabilities.
         fused: which parts of the model are replaced at the moment, see :func:`fenlei.modeling.fuse.fuse`.
     """
@@ -237,7 +236,6 @@ class PackedState:
     def __init__(self, model: Any) -> None:
         self.layout: PackedLayout | None = None
         self.kept: torch.Tensor | None = None
-        self.targets: torch.Tensor | None = None
         self.pairs: tuple[torch.Tensor, torch.Tensor] | None = None
         self.fused: dict[str, int] = {}
         self._past: KeysAndValues | None = None
@@ -259,7 +257,6 @@ class PackedState:
         self,
         layout: PackedLayout,
         kept: torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
         *,
         pairs: tuple[torch.Tensor, torch.Tensor] | None = None,
         past: KeysAndValues | None = None,
@@ -272,13 +269,12 @@ class PackedState:
         Args:
             layout: where everything is.
             kept: see the attribute.
-            targets: see the attribute.
             pairs: see the attribute.
             past: keys and values of shared tokens that were computed before.
             remember: gets the keys and values of this sequence.
         """
         before = [c._attn_implementation for c in self._configs]
-        self.layout, self.kept, self.targets, self.pairs = layout, kept, targets, pairs
+        self.layout, self.kept, self.pairs = layout, kept, pairs
         self._past, self._seen = past, remember
         for config in self._configs:
             config._attn_implementation = IMPLEMENTATION
@@ -287,7 +283,7 @@ class PackedState:
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation = name
-            self.layout = self.kept = self.targets = self.pairs = self._past = self._seen = None
+            self.layout = self.kept = self.pairs = self._past = self._seen = None
 
     def with_past(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``(Z, N, D)`` of a layer behind those that were computed before."""

@@ -59,8 +59,8 @@ class PackedScorer:
             # The adapter's products in the model's own number format: a choice by speed, as training makes it, could
             # differ between two processes, and so would their results.
             dtype = self.model.get_input_embeddings().weight.dtype
-            off = {name: False for name in ("fused_lora", "fused_norm", "fused_head", "last_layer")}
-            fuse(self.model, SpeedConfig(**({} if self.fused else off)), self.state, dtype)
+            off = {name: False for name in ("fused_lora", "fused_norm", "last_layer")}
+            fuse(self.model, SpeedConfig(**({} if self.fused else off)), self.state, dtype, head=self.fused)
         self.prefixes.forget_if_changed()
 
     def score(self, parts: Sequence[Part], prefix: Sequence[int] = ()) -> list[np.ndarray]:

@@ -219,7 +219,7 @@ class TrainingEngine:
             loss = self._losses(batch).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            with self._packing.running(batch.layout, self._kept(batch), self._targets(batch), past=past):
+            with self._packing.running(batch.layout, self._kept(batch), past=past):
                 loss = self._losses(batch).sum() / total
                 loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -227,17 +227,12 @@ class TrainingEngine:
     def _kept(self, batch: MicroBatch) -> torch.Tensor | None:
         return batch.kept if self.config.speed.last_layer else None
 
-    def _targets(self, batch: MicroBatch) -> torch.Tensor | None:
-        return batch.targets if self.fused["head"] else None
-
     def _losses(self, batch: MicroBatch) -> torch.Tensor:
         """Cross-entropy of each answer token, ``(n,)``."""
         positions = batch.layout.positions[None] if batch.layout else None
         out = self.model(
             input_ids=batch.input_ids, position_ids=positions, logits_to_keep=batch.keep, use_cache=False
         ).logits
-        if self._packing.targets is not None:
-            return out  # type: ignore[no-any-return]
         return torch.nn.functional.cross_entropy(out.float(), batch.targets, reduction="none")
 
     def _check_packing(self, rows: Sequence[TrainingRow]) -> None:
@@ -268,7 +263,7 @@ class TrainingEngine:
                 apart = torch.cat([self._losses(padded_batch([r], self.pad_id).to(self.device)) for r in few])
                 batch = self._collate(few)
                 assert batch.layout is not None
-                with self._packing.running(batch.layout, self._kept(batch), self._targets(batch)):
+                with self._packing.running(batch.layout, self._kept(batch)):
                     together = self._losses(batch)
             bfloat16 = self.model.get_input_embeddings().weight.dtype != torch.float32
             return torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
