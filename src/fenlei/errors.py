@@ -8,9 +8,15 @@ from __future__ import annotations
 
 
 class FenleiError(Exception):
-    """Something the user can mend. ``exit_code`` is what the command line ends with."""
+    """Something the user can mend. ``exit_code`` is what the command line ends with.
+
+    Attributes:
+        note: the message as key and values, where a report words it in other languages too (a
+            :class:`fenlei.evaluation.notes.Note`).
+    """
 
     exit_code = 2
+    note: object | None = None
 
 
 class ConfigError(FenleiError):

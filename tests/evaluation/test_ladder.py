@@ -7,7 +7,9 @@ import random
 
 import pytest
 
+from fenlei.errors import DataError
 from fenlei.evaluation.ladder import Rung, build_ladder
+from fenlei.evaluation.notes import ENGLISH, Note, because, reason
 from fenlei.inference.ladder import sample_rows
 from fenlei.modeling.prediction import Prediction
 
@@ -50,11 +52,13 @@ def test_without_tfidf_there_is_no_verdict():
 
 
 def test_form():
-    ladder = ladder_of(0.7, 0.9, left_out={"zero_shot": "no time"})
+    short = Note("too_short", {"rows": 30})
+    ladder = ladder_of(0.7, 0.9, left_out={"zero_shot": short})
     assert json.loads(json.dumps(ladder)) == ladder
     assert [r["key"] for r in ladder["rungs"]] == ["majority", "tfidf", "tuned", "zero_shot"]
     assert ladder["rungs"][-1] == {
-        "key": "zero_shot", "title": "model, zero-shot", "accuracy": None, "note": "no time",
+        "key": "zero_shot", "title": "model, zero-shot", "accuracy": None, "note": str(short),
+        "notes": [{"key": "too_short", "values": {"rows": 30}}],
     }  # fmt: skip
     for rung in ladder["rungs"][:3]:
         assert rung["accuracy_interval"][0] < rung["accuracy"] < rung["accuracy_interval"][1]
@@ -62,7 +66,26 @@ def test_form():
     pairs = [(c["first"], c["second"], c["metric"]) for c in ladder["comparisons"]]
     steps = [("majority", "tfidf"), ("tfidf", "tuned")]
     assert pairs == [(*step, metric) for step in steps for metric in ("accuracy", "macro_f1")]
-    assert ladder == ladder_of(0.7, 0.9, left_out={"zero_shot": "no time"}), "the seed is fixed"
+    assert ladder == ladder_of(0.7, 0.9, left_out={"zero_shot": short}), "the seed is fixed"
+
+
+def test_notes_are_english_sentences_and_keys_for_other_languages():
+    notes = (Note("learned_from", {"rows": 300}), Note("chosen_on_dev", {"setting": "C=0.2, min_df=2"}))
+    ladder = build_ladder(GOLD, [Rung("tfidf", answers(0.9, 1), notes=notes)], part="test", samples=100)
+    (rung,) = ladder["rungs"]
+    assert rung["note"] == "learned from 300 training rows; C=0.2, min_df=2, chosen on dev rows"
+    assert [n["key"] for n in rung["notes"]] == ["learned_from", "chosen_on_dev"]
+    assert rung["notes"][0]["values"] == {"rows": 300}
+
+
+def test_the_reason_of_an_error():
+    known = because(DataError, Note("not_fitted", {"error": "no {words} at all"}))
+    assert str(known) == "TF-IDF cannot be fitted on these texts: no {words} at all"
+    assert reason(known) == Note("not_fitted", {"error": "no {words} at all"})
+    assert str(reason(RuntimeError("it broke\nin line 2"))) == "it broke"
+    assert str(reason(MemoryError())) == "MemoryError"
+    assert reason(DataError("plain")).key == "failed"
+    assert "failed" in ENGLISH
 
 
 def test_rungs_that_answered_a_sample_are_compared_on_it():

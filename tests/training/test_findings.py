@@ -6,6 +6,7 @@ import pytest
 
 from fenlei.config import RunConfig
 from fenlei.errors import ModelError
+from fenlei.evaluation.notes import Note, reason
 from fenlei.inference.untuned import untuned
 from fenlei.training.findings import affordable_rows
 
@@ -22,5 +23,9 @@ def test_the_untuned_model_is_asked_what_a_short_training_can_bear(overrides, st
 
 
 def test_a_model_that_was_tuned_as_a_whole_cannot_be_asked_untuned():
-    with pytest.raises(ModelError, match=r"lora\.method=full"), untuned(SimpleNamespace(model=object())):
+    with (
+        pytest.raises(ModelError, match=r"lora\.method=full") as refused,
+        untuned(SimpleNamespace(model=object())),
+    ):
         pass
+    assert reason(refused.value) == Note("no_base_model"), "a page in another language words it too"

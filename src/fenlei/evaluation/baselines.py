@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fenlei.errors import DataError
+from fenlei.evaluation.notes import Note, because
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import Prediction, make_predictions
 
@@ -97,7 +98,7 @@ class TfidfBaseline:
         from sklearn.svm import LinearSVC
 
         if len(set(labels)) < 2:
-            raise DataError("TF-IDF needs rows of two labels or more")
+            raise because(DataError, Note("one_label"))
         texts, labels = _sample(texts, labels, self.seed)
         svm = LinearSVC(C=self.setting.c, class_weight="balanced", random_state=self.seed)
         with warnings.catch_warnings():  # a solver that stops at its limit is good enough for a baseline
@@ -110,7 +111,7 @@ class TfidfBaseline:
                     break
                 except ValueError as error:
                     if min_df == 1:
-                        raise DataError(f"TF-IDF cannot be fitted on these texts: {error}") from error
+                        raise because(DataError, Note("not_fitted", {"error": str(error)})) from error
         self._columns = {name: i for i, name in enumerate(self._model.classes_)}
         self.train_rows = len(texts)
         return self

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from fenlei.evaluation.metrics import intervals, label_metrics
+from fenlei.evaluation.notes import Note, note_fields
 from fenlei.evaluation.significance import LEVEL, SAMPLES, SEED, compare
 from fenlei.modeling.prediction import Prediction
 
@@ -34,6 +35,7 @@ class Rung:
         rows: indices of these rows; None for all.
         seconds: wall time, fitting included.
         detail: how it was set up.
+        notes: the same in words.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Rung:
     rows: tuple[int, ...] | None = None
     seconds: float = 0.0
     detail: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def said(self, rows: Sequence[int]) -> list[str]:
         """The labels of some of its rows."""
@@ -53,7 +56,7 @@ def build_ladder(
     rungs: Sequence[Rung],
     *,
     part: str,
-    left_out: Mapping[str, str] | None = None,
+    left_out: Mapping[str, Note] | None = None,
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """Figures of all rungs, and a paired test between each and the next.
@@ -68,7 +71,8 @@ def build_ladder(
     Returns:
         ``part``, ``n``, ``level``, ``samples``, ``seed``; ``rungs``: for each ``key``, ``title``, ``rows``,
         ``accuracy``, ``accuracy_interval`` (Wilson), ``macro_f1``, ``macro_f1_interval`` (bootstrap), ``seconds``,
-        ``note`` (how it was set up, or why it was not measured), ``detail``; ``comparisons``: for each rung and the
+        ``note`` (how it was set up, or why it was not measured), ``notes`` (the same as keys and values, see
+        :mod:`fenlei.evaluation.notes`), ``detail``; ``comparisons``: for each rung and the
         next, and for TF-IDF and the tuned model, one of accuracy (exact McNemar test) and one of macro-F1 (paired
         bootstrap), on the rows that both answered: ``first``, ``second``, ``metric``, ``rows``, ``difference``
         (second minus first), ``interval``, ``p_value``; ``verdict``: whether the tuned model is worth its cost, in a
@@ -90,14 +94,15 @@ def build_ladder(
                 "macro_f1": figures["macro_f1"],
                 "macro_f1_interval": sure["macro_f1"],
                 "seconds": rung.seconds,
-                "note": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in rung.detail.items()),
+                **note_fields(rung.notes),
                 "detail": dict(rung.detail),
             }
         )
     ladder: dict[str, Any] = {"part": part, "n": len(gold), "level": LEVEL, "samples": samples, "seed": SEED}
     comparisons = _comparisons(gold, rungs, samples)
     missing = [
-        {"key": key, "title": TITLES[key], "accuracy": None, "note": why} for key, why in (left_out or {}).items()
+        {"key": key, "title": TITLES[key], "accuracy": None, **note_fields([why])}
+        for key, why in (left_out or {}).items()
     ]
     return {
         **ladder,

@@ -13,6 +13,7 @@ from fenlei.data.example import Example
 from fenlei.errors import FenleiError
 from fenlei.evaluation.baselines import MajorityBaseline, best_tfidf
 from fenlei.evaluation.ladder import TITLES, Rung, build_ladder
+from fenlei.evaluation.notes import Note, reason
 from fenlei.inference.predictor import Predictor
 from fenlei.inference.untuned import untuned, with_examples
 from fenlei.modeling.prediction import Prediction
@@ -68,7 +69,7 @@ def measure_ladder(
         progress: called between batches; may raise to stop.
     """
     rungs: list[Rung] = []
-    left_out: dict[str, str] = {}
+    left_out: dict[str, Note] = {}
     ask = _Ask(predictor, data, settings, seed, progress)
     asked = settings.ladder_rows if model_rows is None else model_rows
     for name in ("majority", "tfidf", "zero_shot", "few_shot"):
@@ -76,14 +77,14 @@ def measure_ladder(
             continue
         of_model = name in ("zero_shot", "few_shot")
         if of_model and asked is not None and asked < min(FEWEST_ROWS, len(data.rows)):
-            left_out[name] = f"the training was so short that asking {FEWEST_ROWS} rows would take long beside it"
+            left_out[name] = Note("too_short", {"rows": FEWEST_ROWS})
             continue
         if say is not None and of_model:
             say(f"asking the model without its tuning ({TITLES[name]}) ...")
         try:
             rungs.append(ask.model(name, asked) if of_model else ask.baseline(name))
         except (FenleiError, ValueError, RuntimeError, MemoryError) as error:
-            left_out[name] = str(error).split("\n")[0] or type(error).__name__
+            left_out[name] = reason(error)
     rungs.append(Rung("tuned", tuned, seconds=tuned_seconds))
     gold = [str(example.label) for example in data.rows]
     return build_ladder(gold, rungs, part=data.part, left_out=left_out, samples=settings.bootstrap)
@@ -102,15 +103,17 @@ class _Ask:
         data = self.data
         train = [e.text for e in data.train], [str(e.label) for e in data.train]
         detail: dict[str, Any] = {"train_rows": len(data.train)}
+        notes = []
         if name == "majority":
             model: Any = MajorityBaseline(train[1])
         else:
             dev = [e.text for e in data.dev], [str(e.label) for e in data.dev]
             model = best_tfidf(train, dev, self._candidates(data.dev), self.seed)
-            chosen = "chosen on dev" if data.dev else "by default"
-            detail = {"train_rows": model.train_rows, "setting": f"{model.setting} ({chosen})"}
+            detail = {"train_rows": model.train_rows, "setting": str(model.setting), "chosen_on_dev": bool(data.dev)}
+            notes = [Note("chosen_on_dev" if data.dev else "by_default", {"setting": str(model.setting)})]
         said = model.predict([e.text for e in data.rows], self._candidates(data.rows))
-        return Rung(name, said, seconds=time.monotonic() - start, detail=detail)
+        notes.insert(0, Note("learned_from", {"rows": detail["train_rows"]}))
+        return Rung(name, said, seconds=time.monotonic() - start, detail=detail, notes=tuple(notes))
 
     def model(self, name: str, most: int | None) -> Rung:
         start = time.monotonic()
@@ -118,6 +121,7 @@ class _Ask:
         rows = sample_rows([str(e.label) for e in self.data.rows], most, self.seed)
         examples = [self.data.rows[i] for i in rows]
         detail: dict[str, Any] = {}
+        notes: tuple[Note, ...] = ()
         with untuned(self.predictor) as plain:
             if name == "few_shot":
                 plain, count = with_examples(
@@ -128,9 +132,10 @@ class _Ask:
                     seed=self.seed,
                 )
                 detail = {"examples": count, "a_label": settings.few_shot, "seed": self.seed}
+                notes = (Note("examples", {"count": count, "a_label": settings.few_shot, "seed": self.seed}),)
             said = plain.predict(examples, progress=self.progress)
         whole = len(rows) == len(self.data.rows)
-        return Rung(name, said, None if whole else tuple(rows), time.monotonic() - start, detail)
+        return Rung(name, said, None if whole else tuple(rows), time.monotonic() - start, detail, notes)
 
     def _candidates(self, examples: Sequence[Example]) -> list[tuple[str, ...]]:
         return [self.predictor.encoder.candidates_of(example)[0] for example in examples]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from fenlei.data.example import Example
 from fenlei.errors import ModelError
+from fenlei.evaluation.notes import Note, because
 from fenlei.inference.predictor import Predictor
 from fenlei.modeling.calibration import Calibration
 
@@ -27,7 +28,7 @@ def untuned(predictor: Predictor) -> Iterator[Predictor]:
     """
     model = predictor.model
     if not hasattr(model, "disable_adapter"):
-        raise ModelError("lora.method=full changed the model's own weights, so the base model is not here to be asked")
+        raise because(ModelError, Note("no_base_model"))
     plain = copy.copy(predictor)
     plain.calibration = Calibration()
     with model.disable_adapter():
@@ -56,10 +57,13 @@ def with_examples(
     room = getattr(predictor.model.config, "max_position_embeddings", None)
     most = min(most_tokens, room - encoder.config.max_length) if room else most_tokens
     if most < _LEAST_TOKENS:
-        raise ModelError(f"the model's context of {room} tokens leaves no room for examples beside prompt.max_length")
-    shown, count = encoder.with_shots(choose_examples(train, a_label, seed), most)
+        raise because(ModelError, Note("no_room", {"room": int(room or most)}))
+    try:
+        shown, count = encoder.with_shots(choose_examples(train, a_label, seed), most)
+    except ModelError as error:
+        raise because(ModelError, Note("no_second_turn", {"error": str(error)})) from error
     if not count:
-        raise ModelError(f"no example fits into {most} tokens")
+        raise because(ModelError, Note("no_example_fits", {"most": most}))
     made = copy.copy(predictor)
     made.encoder = shown
     return made, count

@@ -48,6 +48,8 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
         device=torch.cuda.get_device_name()
         if on_gpu
         else f"{platform.machine()} CPU, {threads} thread{'s' if threads != 1 else ''}",
+        processor=None if on_gpu else platform.machine(),
+        threads=None if on_gpu else threads,
         tokens_per_text=sum(row.answer_start for row in rows.rows) / max(1, len(rows.rows)),
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
-from fenlei.evaluation.report import ReportData, write_report
+from fenlei.evaluation.report import ReportData, Rung, write_report
 from tests.evaluation.report import chromium
 from tests.evaluation.report.made import LABELS, made_report
 
@@ -66,6 +67,55 @@ def test_the_two_languages_have_the_same_words(browser, page):
     browser.run("window.holes = (text) => String((text.match(/{\\w+}/g) || []).sort())")
     holes = "Object.keys(WORDS.en).filter((k) => holes(WORDS.en[k]) !== holes(WORDS.zh[k]))"
     assert browser.run(holes) == []
+
+
+# names, abbreviations and what one types; everything else is to be in Chinese
+SAME_IN_CHINESE = {
+    "TF-IDF", "ECE", "Brier", "CPU", "token", "min", "fenlei", "evaluate", "calibrate", "report", "json",
+    "torch", "transformers", "sha",
+}  # fmt: skip
+ALL_TEXT = """(() => {
+  const found = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const inside = walk.currentNode.parentElement.closest("script, noscript, pre, code, #config dd, #title, #language");
+    if (!inside) found.push(walk.currentNode.textContent);
+  }
+  for (const name of ["title", "aria-label", "placeholder", "alt"])
+    for (const node of document.querySelectorAll(`[${name}]`)) found.push(node.getAttribute(name));
+  for (const canvas of document.querySelectorAll("canvas")) {
+    const chart = Chart.getChart(canvas);
+    found.push(...chart.data.datasets.map((d) => d.label || ""));
+    found.push(...Object.values(chart.options.scales).map((s) => s.title.text));
+  }
+  return found;
+})()"""
+
+
+def english_on(browser, page) -> set[str]:
+    browser.open(page, "lang=zh&show=all")
+    browser.run("for (const b of document.querySelectorAll('.row button')) b.click()")
+    texts = browser.run(ALL_TEXT)
+    assert len(texts) > 300
+    return {word for text in texts for word in re.findall(r"[A-Za-z][A-Za-z-]{2,}", text)} - SAME_IN_CHINESE
+
+
+def test_nothing_stays_english_on_the_chinese_page(browser, page, tmp_path):
+    assert english_on(browser, page) == set()
+    assert "用 4,800 条训练样本得出 · C=0.2, min_df=2，在验证集上选定" in text_of(browser, "#headline")
+    assert "训练很短，相比之下再问模型 30 条会花太久" in text_of(browser, "#headline")
+    assert "x86_64 CPU，2 个线程" in text_of(browser, "#cost")
+    browser.open(page, "lang=en")
+    assert "learned from 4,800 training rows · C=0.2, min_df=2, chosen on dev rows" in text_of(browser, "#headline")
+    # negative control, and what a later fenlei may write: a remark without a key that the page knows stays as it is
+    later = replace(
+        made_report(60),
+        rungs=[
+            Rung("majority", note="plain words"),
+            Rung("tfidf", note="of a later version", notes=({"key": "new", "values": {}},)),
+        ],
+    )
+    assert english_on(browser, write_report(later, tmp_path)) >= {"plain", "words", "later", "version"}
 
 
 def test_the_language_is_the_browsers_and_switches_in_place(page):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from fenlei.evaluation.notes import ENGLISH
 from fenlei.evaluation.report import Comparison, Cost, ReportData, Row, Rung, model_card, report_json, write_report
 from fenlei.evaluation.report import write as writing
 from fenlei.evaluation.report.figures import curve, length_bins, truncation_effect, verdict
@@ -131,6 +133,22 @@ def test_the_verdict(rungs, comparisons, said):
     given = {key: Rung(key, a, (a - 0.03, a + 0.03)) for key, a in rungs}
     pairs = [Comparison("tfidf", "tuned", "accuracy", sum(c) / 2, c) for c in comparisons]
     assert verdict(given, pairs) == said
+
+
+def words_of(language: str) -> dict[str, str]:
+    """The remarks as the page words them."""
+    name = {"en": "words.js", "zh": "words_zh.js"}[language]
+    script = (Path(writing.__file__).with_name("page") / name).read_text("utf-8")
+    return dict(re.findall(r'\bnote_(\w+): "([^"]*)"', script))
+
+
+def test_the_page_words_every_note_and_english_is_what_the_files_say():
+    english, chinese = words_of("en"), words_of("zh")
+    assert english == ENGLISH
+    assert chinese.keys() == ENGLISH.keys()
+    for key, text in chinese.items():
+        assert re.search(r"[\u4e00-\u9fff]", text), key
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", ENGLISH[key])), key
 
 
 def test_rungs_that_were_not_run_are_there():

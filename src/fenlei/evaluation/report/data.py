@@ -26,7 +26,8 @@ class Rung:
         macro_f1_interval: its 95 % confidence interval.
         seconds: wall time of training and prediction.
         rows: rows that it answered, where these are fewer than all.
-        note: why it was not run, or a remark.
+        note: why it was not run, or a remark; in English.
+        notes: the same as keys and values, see :mod:`fenlei.evaluation.notes`; the page words them in its language.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Rung:
     seconds: float | None = None
     rows: int | None = None
     note: str = ""
+    notes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,12 @@ class Cost:
         train_tokens: their tokens.
         peak_memory_bytes: most memory of the process.
         peak_gpu_bytes: most memory of the GPU.
-        device: what it ran on.
+        device: what it ran on, in English.
         texts_per_second: speed of prediction.
         tokens_per_text: mean length of a prompt.
         hourly_price: price of an hour of the machine.
+        processor: kind of CPU, where it ran on one.
+        threads: how many of its threads computed.
     """
 
     train_seconds: float | None = None
@@ -146,6 +150,8 @@ class Cost:
     texts_per_second: float | None = None
     tokens_per_text: float | None = None
     hourly_price: float | None = None
+    processor: str | None = None
+    threads: int | None = None
 
     @property
     def price_per_million(self) -> float | None:

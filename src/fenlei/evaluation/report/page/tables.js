@@ -38,7 +38,7 @@ function rungRow(r) {
   const track = ran ? el("div", { class: "track", "aria-hidden": "true" }, el("div", { class: "fill", css: { width: `${100 * r.accuracy}%` } }),
     r.accuracy_interval ? el("div", { class: "whisker", css: { left: `${100 * r.accuracy_interval[0]}%`, width: `${100 * (r.accuracy_interval[1] - r.accuracy_interval[0])}%` } }) : null)
     : el("div", { class: "off" }, w("notRun"));
-  const more = [isNumber(r.rows) ? w("rows", { n: whole(r.rows) }) : "", isNumber(r.macro_f1) ? w("f1Short", { v: fixed(r.macro_f1) }) : "", isNumber(r.seconds) ? duration(r.seconds) : "", r.note].filter(Boolean).join(" · ");
+  const more = [isNumber(r.rows) ? w("rows", { n: whole(r.rows) }) : "", isNumber(r.macro_f1) ? w("f1Short", { v: fixed(r.macro_f1) }) : "", isNumber(r.seconds) ? duration(r.seconds) : "", ...remark(r)].filter(Boolean).join(" · ");
   return el("div", { class: `rung ${r.key === "tuned" ? "tuned" : ""}` }, el("div", { class: "who" }, w(r.key)), track,
     ran ? el("div", { class: "numbers" }, percent(r.accuracy), " ", el("small", {}, range(r.accuracy_interval, (v) => (100 * v).toFixed(1)))) : null,
     more ? el("div", { class: "remark" }, more) : null);
@@ -147,7 +147,7 @@ function costSection() {
   const v = c || {};
   return section("cost", w("costLead"), facts([
     [w(v.resumed ? "trainTimeResumed" : "trainTime"), duration(v.train_seconds)], [w("steps"), whole(v.steps)], [w("trainRows"), whole(v.train_rows)],
-    [w("trainTokens"), whole(v.train_tokens)], [w("memory"), bytes(v.peak_memory_bytes)], [w("gpuMemory"), bytes(v.peak_gpu_bytes)], [w("device"), v.device],
+    [w("trainTokens"), whole(v.train_tokens)], [w("memory"), bytes(v.peak_memory_bytes)], [w("gpuMemory"), bytes(v.peak_gpu_bytes)], [w("device"), isNumber(v.threads) ? w("cpuThreads", { kind: v.processor, n: whole(v.threads) }) : v.device],
     [w("speed"), speed ? w("speedIs", { n: speed.toLocaleString(locale(), { maximumFractionDigits: speed < 10 ? 2 : 0 }) }) : null],
     [w("tokensPerText"), isNumber(v.tokens_per_text) ? w("tokensIs", { n: whole(Math.round(v.tokens_per_text)) }) : null]]),
     speed ? el("div", { class: "price" }, el("label", { for: "price" }, w("hourly")), input, el("span", { class: "hint" }, w("ownUnit"))) : null, speed ? line : null);
@@ -157,7 +157,7 @@ function issuesSection() {
   const found = DATA.label_issues;
   if (found === null || found === undefined) return section("issues", null, el("p", { class: "hint" }, w("issuesNone")));
   if (!found.length) return section("issues", null, el("p", { class: "hint" }, w("issuesZero")));
-  const part = (r) => (["test", "dev"].includes(r.part) ? w(`part_${r.part}`) : r.part);
+  const part = (r) => (["train", "test", "dev"].includes(r.part) ? w(`part_${r.part}`) : r.part);
   const view = (r) => el("article", { class: "row" }, el("div", { class: "head" },
     el("span", { class: "tag said-wrong" }, `${w("given")}: ${r.given}`), el("span", { class: "tag right" }, `${w("suggested")}: ${r.suggested}`),
     el("span", { class: "id" }, `${w("score")} ${fixed(r.score)} · ${part(r)} · ${w("id")} ${r.id}`)), foldable(r.text));
@@ -182,7 +182,7 @@ function configSection() {
   const base = DATA.base_model || {};
   const shown = (v) => (typeof v === "object" && v !== null ? JSON.stringify(v) : String(v));
   return section("config", null,
-    Object.keys(base).length ? [el("h3", {}, w("baseModel")), facts(Object.entries(base).map(([k, v]) => [k, v === null ? null : shown(v)]))] : null,
+    Object.keys(base).length ? [el("h3", {}, w("baseModel")), facts(Object.entries(base).map(([k, v]) => [`base_${k}` in WORDS.en ? w(`base_${k}`) : k, v === null ? null : shown(v)]))] : null,
     Object.keys(DATA.versions || {}).length ? [el("h3", {}, w("versions")), facts(Object.entries(DATA.versions))] : null,
     DATA.config ? folded(w("settings"), el("pre", { tabindex: "0" }, settingsText(DATA.config, ""))) : el("p", { class: "hint" }, w("noConfig")));
 }

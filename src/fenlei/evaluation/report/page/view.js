@@ -8,6 +8,13 @@ function w(key, values) {
   return text.replace(/\{(\w+)\}/g, (all, name) => (values && name in values ? String(values[name]) : all));
 }
 
+// A remark by its key; one that a later fenlei wrote stays as it stands in report.json, in English.
+function remark(holder) {
+  const known = (holder.notes || []).every((n) => `note_${n.key}` in WORDS.en);
+  if (!known || !(holder.notes || []).length) return holder.note ? [holder.note] : [];
+  return holder.notes.map((n) => w(`note_${n.key}`, Object.fromEntries(Object.entries(n.values).map(([k, v]) => [k, Number.isInteger(v) && k !== "seed" ? whole(v) : v]))));
+}
+
 // el("p", {class: "lead", onclick: f}, "text", child, ...): attributes by name, handlers by on..., no markup.
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
