@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -40,11 +41,11 @@ def test_everything_is_shown_and_nothing_is_fetched(browser, page):
     browser.open(page, "lang=en")
     sections = browser.run("[...document.querySelectorAll('section')].map(s => s.id)")
     assert sections == [
-        "headline", "curves", "classes", "confusion", "calibration", "risk", "length", "cost", "errors", "issues",
-        "config",
+        "headline", "curves", "classes", "confusion", "precisionRecall", "calibration", "risk", "length", "cost",
+        "errors", "issues", "config",
     ]  # fmt: skip
     drawn = "[...document.querySelectorAll('canvas')].filter(c => Chart.getChart(c) && c.width > 100).length"
-    assert browser.run(drawn) == 7
+    assert browser.run(drawn) == 8
     assert "Tuning pays here" in text_of(browser, "#headline")
     assert "not run" in text_of(browser, "#headline")
     assert "A million texts take 7.5 h and cost about 9.01." in text_of(browser, "#cost")
@@ -158,6 +159,46 @@ def test_a_cell_of_the_matrix_filters_the_rows(browser, page):
     )
     browser.run(f"document.querySelector('[data-cell=\"{gold},{said}\"]').click()")
     assert browser.run("state.gold") == -1
+
+
+def legend_of(browser) -> list[str]:
+    return browser.run(
+        "Chart.getChart(document.querySelector('#precisionRecall canvas')).data.datasets.map(d => d.label)"
+    )
+
+
+def test_precision_recall_curves_of_the_weakest_and_of_one_class(browser, page):
+    curves = made_report(400).metrics["precision_recall"]
+    found = {label: c["average_precision"] for label, c in curves.items() if c}
+    worst = sorted(found, key=lambda label: found[label])[:6]
+    browser.console.clear()
+    browser.open(page, "lang=en")
+    assert legend_of(browser) == [f"{label} (AP {found[label]:.3f})" for label in worst]
+    numbers = "[...document.querySelectorAll('canvas')].map(c => Chart.getChart(c).id)"
+    before = browser.run(numbers)
+    one = list(found).index(worst[0])
+    choose = "(v) => { const s = document.getElementById('curve'); s.value = v; s.dispatchEvent(new Event('change')); }"
+    browser.run(f"({choose})({one})")
+    line, chance = legend_of(browser)
+    assert line == f"{worst[0]} (AP {found[worst[0]]:.3f})"
+    assert chance.startswith("by chance (")
+    assert browser.run("document.activeElement.id") == "curve", "the next arrow key chooses the next class"
+    points = browser.run("Chart.getChart(document.querySelector('#precisionRecall canvas')).data.datasets[0].data")
+    curve = curves[worst[0]]
+    assert [p["x"] for p in points[1:]] == pytest.approx(curve["recall"], abs=0.00051)
+    assert [p["y"] for p in points[1:]] == pytest.approx(curve["precision"], abs=0.00051)
+    area = sum((b["x"] - a["x"]) * b["y"] for a, b in itertools.pairwise(points))
+    assert area == pytest.approx(found[worst[0]], abs=0.02), "what is drawn is what the legend says"
+    table = browser.run("document.querySelectorAll('#precisionRecall tbody tr').length")
+    assert table == len(curve["recall"])
+    assert len(set(before) & set(browser.run(numbers))) == 7, "the other charts were not drawn again"
+    assert f"curve={one}" in browser.run("location.hash")
+    browser.open(page, f"lang=zh&curve={one}")
+    assert legend_of(browser)[1].startswith("随机（")
+    browser.open(page, "lang=en&curve=9999")
+    assert len(legend_of(browser)) == 6
+    browser.run("document.getElementById('theme').click()")
+    assert browser.console == []
 
 
 def test_the_matrix_by_keyboard(browser, page):

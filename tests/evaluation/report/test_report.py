@@ -14,7 +14,7 @@ from fenlei.evaluation.notes import ENGLISH
 from fenlei.evaluation.report import Comparison, Cost, ReportData, Row, Rung, model_card, report_json, write_report
 from fenlei.evaluation.report import write as writing
 from fenlei.evaluation.report.figures import curve, length_bins, truncation_effect, verdict
-from fenlei.evaluation.report.rows import MOST_ROWS, compact_rows
+from fenlei.evaluation.report.rows import MOST_ROWS, compact_curves, compact_rows
 from tests.evaluation.report.made import LABELS, made_report
 
 EVIL = '</script><img src=x onerror="alert(1)"><!--'
@@ -100,6 +100,25 @@ def test_the_right_label_is_always_among_the_probabilities():
     many = {f"l{i}": (20 - i) / 210 for i in range(20)}
     found = compact_rows([Row("1", "t", "l19", "l0", many)], list(many))
     assert found["top"][0][0::2] == [0, 1, 2, 3, 4, 19]
+
+
+def test_curves_are_small_and_those_of_the_largest_classes(data):
+    found = compact_curves(data.metrics)
+    assert [c["label"] for c in found["curves"]] == [k for k in data.labels if data.metrics["per_class"][k]["support"]]
+    assert found["average"] == data.metrics["average_precision"]
+    for small in found["curves"]:
+        whole = data.metrics["precision_recall"][small["label"]]
+        assert small["ap"] == whole["average_precision"]
+        for key in ("recall", "precision", "threshold"):
+            assert [v / 1000 for v in small[key]] == pytest.approx(whole[key], abs=0.00051)
+    some = compact_curves(data.metrics, most=3)
+    assert some["classes"] == found["classes"] > 3
+    support = {k: row["support"] for k, row in data.metrics["per_class"].items()}
+    largest = sorted(support.values(), reverse=True)[:3]
+    assert sorted((c["rows"] for c in some["curves"]), reverse=True) == largest
+    assert compact_curves(None) is None
+    assert compact_curves({"per_class": {}, "precision_recall": {"a": None}}) is None, "no class has rows"
+    assert compact_curves({"per_class": {}}) is None, "of a version that had no curves"
 
 
 def test_lengths_and_truncation():

@@ -1,8 +1,8 @@
-"""Rows in the small form that the page reads: columns instead of objects, long texts shortened."""
+"""Rows and curves in the small form that the page reads: columns instead of objects, long texts shortened."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fenlei.evaluation.report.data import LabelIssue, Row
@@ -16,6 +16,7 @@ _LIMITS = (20_000, 8000, 4000, 2000, 1200, 800, 600, 450, 350, 250, 180, 120, 80
 _WRONG_GETS = 6
 _MOST_ISSUES = 500
 _ISSUE_TEXT = 1000
+_MOST_CURVES = 300
 
 
 def compact_rows(rows: Sequence[Row], labels: Sequence[str], budget: int = TEXT_BUDGET) -> dict[str, Any]:
@@ -73,6 +74,39 @@ def compact_issues(issues: Sequence[LabelIssue]) -> list[dict[str, Any]]:
         }
         for issue in ordered
     ]
+
+
+def compact_curves(metrics: Mapping[str, Any] | None, most: int = _MOST_CURVES) -> dict[str, Any] | None:
+    """The precision-recall curves; of more than 300 classes, those with the most rows.
+
+    Args:
+        metrics: of :func:`fenlei.evaluation.evaluate_predictions`.
+        most: most curves.
+
+    Returns:
+        ``average`` (mean average precision), ``classes`` (how many have rows) and ``curves``: for each, in the order of
+        the labels, ``label``, ``ap``, ``rows`` and ``recall``, ``precision``, ``threshold`` of its points x 1,000. None
+        without any.
+    """
+    found = {label: c for label, c in ((metrics or {}).get("precision_recall") or {}).items() if c is not None}
+    if metrics is None or not found:
+        return None
+    rows = {label: int(metrics["per_class"][label]["support"]) for label in found}
+    kept = set(sorted(found, key=lambda label: -rows[label])[:most])
+    return {
+        "average": metrics["average_precision"],
+        "classes": len(found),
+        "curves": [
+            {
+                "label": label,
+                "ap": curve["average_precision"],
+                "rows": rows[label],
+                **{k: [round(1000 * v) for v in curve[k]] for k in ("recall", "precision", "threshold")},
+            }
+            for label, curve in found.items()
+            if label in kept
+        ],
+    }
 
 
 def _top(row: Row, numbers: dict[str, int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from fenlei.durable import write_bytes
 from fenlei.evaluation.report.data import ReportData
 from fenlei.evaluation.report.figures import report_json
-from fenlei.evaluation.report.rows import compact_issues, compact_rows
+from fenlei.evaluation.report.rows import compact_curves, compact_issues, compact_rows
 from fenlei.tracking.record import plain
 
 _PARTS = Path(__file__).with_name("page")
@@ -20,7 +20,7 @@ _PARTS = Path(__file__).with_name("page")
 # can stand. plotly.js (basic bundle) is five times and ECharts five times that size; uPlot is smaller but draws lines
 # only. Tables, matrix and ladder are HTML: they print, and screen readers read them.
 _LIBRARY = "chart.umd.min.js"
-_SCRIPTS = ("words.js", "words_zh.js", "view.js", "charts.js", "tables.js", "browser.js", "main.js")
+_SCRIPTS = ("words.js", "words_zh.js", "view.js", "charts.js", "tables.js", "precision.js", "browser.js", "main.js")
 
 
 def write_report(data: ReportData, folder: str | Path) -> Path:
@@ -59,8 +59,9 @@ def render_page(data: ReportData, figures: dict[str, Any] | None = None) -> byte
     shown = report_json(data) if figures is None else figures
     payload = {
         **shown,
-        # the page draws no precision-recall curves, and with many labels they are long
+        # in a smaller form below: with many labels they are long
         "metrics": {k: v for k, v in shown["metrics"].items() if k != "precision_recall"} if shown["metrics"] else None,
+        "precision": plain(compact_curves(data.metrics)),
         "browser": plain(compact_rows(data.rows, data.labels)) if data.rows else None,
         "label_issues": None if data.label_issues is None else plain(compact_issues(data.label_issues)),
         "predictions": data.predictions,

@@ -11,13 +11,14 @@ function makeChart(canvas, build) {
 }
 
 // Charts are drawn once they are in the page, and again in other colours.
-function drawCharts() {
+function drawCharts(onlyNew) {
   Chart.defaults.animation = false;
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
   Chart.defaults.color = color("--soft");
   Object.assign(Chart.defaults.plugins.legend.labels, { usePointStyle: true, boxHeight: 7 });
   Chart.defaults.borderColor = color("--line");
   for (const entry of charts) {
+    if (entry.chart && onlyNew) continue;
     if (entry.chart) entry.chart.destroy();
     const made = entry.build();
     made.options = { responsive: true, maintainAspectRatio: false, ...made.options };
@@ -29,6 +30,15 @@ function drawCharts() {
 function forgetCharts() {
   for (const entry of charts) if (entry.chart) entry.chart.destroy();
   charts = [];
+}
+
+// One section with charts, put together anew.
+function chartsAgain(id, make) {
+  const old = document.getElementById(id);
+  for (const entry of charts) if (old.contains(entry.canvas)) entry.chart.destroy();
+  charts = charts.filter((entry) => !old.contains(entry.canvas));
+  again(id, make);
+  drawCharts(true);
 }
 
 // Brackets for datasets with `intervals`, which Chart.js has not.

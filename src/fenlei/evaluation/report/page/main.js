@@ -1,6 +1,7 @@
 // Puts the page together, and again in another language or theme.
 const SECTIONS = [
   ["headline", headlineSection], ["curves", curvesSection], ["classes", classesSection], ["confusion", confusionSection],
+  ["precisionRecall", precisionRecallSection],
   ["calibration", calibrationSection], ["risk", riskSection], ["length", lengthSection], ["cost", costSection],
   ["errors", errorsSection], ["issues", issuesSection], ["config", configSection],
 ];

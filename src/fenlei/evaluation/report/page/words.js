@@ -1,7 +1,7 @@
 // What the page says in English. words_zh.js has the same keys.
 const WORDS = { en: {
   skip: "To the figures", contents: "Contents", darkTheme: "Dark", lightTheme: "Light",
-  headline: "Headline", curves: "Learning curves", classes: "Classes", confusion: "Confusion",
+  headline: "Headline", curves: "Learning curves", classes: "Classes", confusion: "Confusion", precisionRecall: "Precision and recall",
   calibration: "Calibration", risk: "Abstaining", length: "Text length", cost: "Cost", errors: "Rows",
   issues: "Label errors", config: "Configuration",
   part_train: "training set", part_test: "test set", part_dev: "development set", part_none: "no labelled rows were kept aside", rows: "{n} rows",
@@ -31,6 +31,10 @@ const WORDS = { en: {
   confusionLead: "Rows are the right labels, columns the predicted ones; the shade is the share of the row. Choose a cell to see its texts; arrow keys move.",
   confusionMany: "Only the {n} labels with the most errors are shown; report.json has all.",
   worstPairs: "Most confused", gold: "Right label", said: "Predicted", count: "Rows", cell: "right label {gold}, predicted {said}: {n} rows",
+  precisionRecallLead: "Each class against all others: how precise the rows are that are found as the probability asked for falls, from left to right. The area under a curve is its average precision (AP): 1 is perfect, the share of the class is chance.",
+  meanAp: "Mean average precision of {n} classes: {v}.", weakestClasses: "the {n} weakest classes", allClasses: "all classes", ap: "AP {v}",
+  averagePrecision: "Average precision", byChance: "by chance ({v})", probabilityFrom: "probability from {v}",
+  curvesMany: "Only the {n} largest classes are here; report.json has all.",
   calibrationLead: "Of the rows that were given 80 %, 80 % should be right: bars should end on the dashed line. Pale bars hold fewer than 10 rows and say little.",
   calibrated: "After calibration", uncalibrated: "As the model says", onlyThese: "Probabilities",
   confidence: "Probability of the predicted label", shareRight: "Share right", perfect: "perfect", eceIs: "ECE {ece}, log loss {loss}",

@@ -1,7 +1,7 @@
 // The same in Chinese.
 WORDS.zh = {
   skip: "跳到内容", contents: "目录", darkTheme: "深色", lightTheme: "浅色",
-  headline: "总览", curves: "学习曲线", classes: "各类别", confusion: "混淆矩阵",
+  headline: "总览", curves: "学习曲线", classes: "各类别", confusion: "混淆矩阵", precisionRecall: "精确率与召回率",
   calibration: "概率校准", risk: "拒答", length: "文本长度", cost: "成本", errors: "样本浏览",
   issues: "疑似标注错误", config: "配置",
   part_train: "训练集", part_test: "测试集", part_dev: "验证集", part_none: "没有留出带标签的数据", rows: "{n} 条",
@@ -31,6 +31,10 @@ WORDS.zh = {
   confusionLead: "行是正确标签，列是预测标签；颜色深浅表示占该行的比例。点选单元格可查看其中的文本，方向键可移动。",
   confusionMany: "只显示错误最多的 {n} 个标签；完整矩阵见 report.json。",
   worstPairs: "最易混淆", gold: "正确标签", said: "预测标签", count: "条数", cell: "正确标签 {gold}，预测 {said}：{n} 条",
+  precisionRecallLead: "每个类别对其余所有类别：从左到右逐步降低所要求的概率，看找出的样本有多精确。曲线下的面积是平均精确率（AP）：1 为最佳，该类所占比例相当于随机。",
+  meanAp: "{n} 个类别的平均 AP：{v}。", weakestClasses: "最弱的 {n} 个类别", allClasses: "全部类别", ap: "AP {v}",
+  averagePrecision: "平均精确率", byChance: "随机（{v}）", probabilityFrom: "概率不低于 {v}",
+  curvesMany: "这里只有最大的 {n} 个类别；完整曲线见 report.json。",
   calibrationLead: "给出 80% 概率的样本中，应有 80% 是对的：柱顶应落在虚线上。浅色柱不足 10 条，参考价值不大。",
   calibrated: "校准后", uncalibrated: "模型原始概率", onlyThese: "概率",
   confidence: "预测标签的概率", shareRight: "正确比例", perfect: "理想", eceIs: "ECE {ece}，对数损失 {loss}",
