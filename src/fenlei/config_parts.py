@@ -54,8 +54,6 @@ class SpeedConfig(Part):
     """One product for adapters that share their input; less is stored for the backward pass."""
     fused_norm: bool = True
     """The same for normalisation layers."""
-    fused_head: bool = True
-    """Loss from the hidden states at answer positions without a float32 copy of the logits."""
     last_layer: bool = True
     """The last layer's MLP at answer positions only."""
     allocator: bool = True
