@@ -68,6 +68,9 @@ def test_yaml_round_trip(tmp_path):
         ("train.epochs=[", "train.epochs: cannot read"),
         ("preset=[a]", "preset: expected one of default, tutorial"),
         ("train.max_steps=0", "train.max_steps"),
+        ("report.hourly_price=0", "report.hourly_price.*greater than 0"),
+        ("report.hourly_price=.inf", "report.hourly_price.*finite"),
+        ("report.currency=CNY", "report.currency without a price.*report.hourly_price"),
     ],
 )
 def test_faults_name_the_key_and_the_fix(override, words):

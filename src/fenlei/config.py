@@ -15,14 +15,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fenlei.config_parts import CalibrationConfig, EvaluationConfig, Part
+from fenlei.config_parts import CalibrationConfig, EvaluationConfig, Part, ReportConfig
 from fenlei.config_parts import SpeedConfig as SpeedConfig
 from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
 # the default of train.learning_rate by lora.method, where it is another one
 LEARNING_RATES = {"full": 2e-5}
-_GROUPS = ("data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration", "evaluation")
+_GROUPS = (
+    "data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration", "evaluation", "report",
+)  # fmt: skip
 
 
 class DataConfig(Part):
@@ -237,6 +239,7 @@ class RunConfig(Part):
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
 
     @model_validator(mode="after")
     def _train_suits_method(self) -> RunConfig:

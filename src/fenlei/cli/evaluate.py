@@ -21,7 +21,7 @@ def evaluate(
     """Score a classifier on labelled data."""
     from fenlei.artifact import find_classifier, write_json
     from fenlei.cli.figures import calibration_line, check_json_out
-    from fenlei.cli.report import check_report_out, evaluate_with_report
+    from fenlei.cli.report import check_report_out, evaluate_with_report, price_of
 
     find_classifier(run)
     check_json_out(json_out)
@@ -46,6 +46,9 @@ def evaluate(
     stdout.print(metrics_table(metrics, str(file)))
     stdout.print(headline(metrics))
     stdout.print(calibration_line(metrics), soft_wrap=True)
+    price = price_of(metrics, classifier.config.report)
+    if price is not None and price.price_note:
+        stdout.print(price.price_note, soft_wrap=True)
     if ladder:
         show_ladder(stdout, metrics["ladder"])
     if metrics["rejected"]:

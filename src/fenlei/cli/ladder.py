@@ -91,7 +91,8 @@ def evaluate_with_ladder(
         from fenlei.cli.report import write_evaluation
 
         gold = [str(row.label) for row in rows]
-        write_evaluation(run, file, report, rows, gold, predictions, {**metrics, "ladder": ladder})
+        shown = {**metrics, "ladder": ladder}
+        write_evaluation(run, file, report, rows, gold, predictions, shown, classifier.config.report)
     return {**metrics, "rejected": len(found.rejected), "ladder": ladder}
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fenlei.classifier import TextClassifier
+    from fenlei.config_parts import ReportConfig
     from fenlei.data import Example
+    from fenlei.evaluation.report import Cost
     from fenlei.modeling.prediction import Prediction
 
 
@@ -25,6 +27,15 @@ def check_report_out(folder: Path | None) -> None:
         raise DataError(f"--report {folder}: is a file; give a folder")
     if folder is not None and not folder.parent.is_dir():
         raise DataError(f"--report {folder}: the folder {folder.parent} does not exist")
+
+
+def price_of(metrics: Mapping[str, Any], settings: ReportConfig) -> Cost | None:
+    """What predictions cost at the speed of an evaluation; None without a price."""
+    from fenlei.evaluation.report import Cost
+
+    if settings.hourly_price is None:
+        return None
+    return Cost(hourly_price=settings.hourly_price, currency=settings.currency).at_speed_of(metrics)
 
 
 def evaluate_with_report(
@@ -59,7 +70,7 @@ def evaluate_with_report(
         seconds=time.monotonic() - start,
         calibration=classifier.predictor.calibration,
     )
-    write_evaluation(run, file, folder, found.examples, gold, predictions, metrics)
+    write_evaluation(run, file, folder, found.examples, gold, predictions, metrics, classifier.config.report)
     return {**metrics, "rejected": len(found.rejected)}
 
 
@@ -71,6 +82,7 @@ def write_evaluation(
     gold: Sequence[str],
     predictions: Sequence[Prediction],
     metrics: Mapping[str, Any],
+    settings: ReportConfig,
 ) -> Path:
     """Writes the report of an evaluation; with ``ladder`` among its metrics, that too.
 
@@ -82,6 +94,7 @@ def write_evaluation(
         gold: their right labels.
         predictions: what the classifier says of them.
         metrics: the figures.
+        settings: the price of the machine.
 
     Returns:
         The page.
@@ -89,6 +102,7 @@ def write_evaluation(
     from fenlei.evaluation.report import ReportData, Row, write_report
     from fenlei.evaluation.report.read import about, parse_ladder
 
+    price = price_of(metrics, settings)
     rungs, comparisons = parse_ladder(metrics.get("ladder") or {})
     shown = {k: v for k, v in metrics.items() if k != "ladder"}
     data = ReportData(
@@ -98,6 +112,7 @@ def write_evaluation(
         rows=[Row.of(*row) for row in zip(rows, predictions, gold, strict=True)],
         rungs=rungs,
         comparisons=comparisons,
+        cost=price,
         **about(run),
     )
     return write_report(data, folder)

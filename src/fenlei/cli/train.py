@@ -72,6 +72,7 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
     from fenlei.cli.common import activation, error_console, headline, metrics_table, output_console, quiet_libraries
     from fenlei.cli.figures import calibration_line
     from fenlei.cli.ladder import show_ladder
+    from fenlei.cli.report import price_of
 
     console = error_console()
     run_dir = Path(out or config.out or default_run_dir(config))
@@ -85,6 +86,9 @@ def _run(config: Any, out: Path | None, resume: bool) -> None:
             stdout.print(metrics_table(metrics, f"{name} set"))
             stdout.print(headline(metrics))
             stdout.print(calibration_line(metrics), soft_wrap=True)
+    price = price_of(result.test or result.dev or {}, config.report)
+    if price is not None and price.price_note:
+        stdout.print(price.price_note, soft_wrap=True)
     if result.ladder:
         show_ladder(stdout, result.ladder)
     minutes = result.seconds / 60

@@ -50,6 +50,8 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
         else f"{platform.machine()} CPU, {threads} thread{'s' if threads != 1 else ''}",
         processor=None if on_gpu else platform.machine(),
         threads=None if on_gpu else threads,
+        hourly_price=config.report.hourly_price,
+        currency=config.report.currency,
         tokens_per_text=sum(row.answer_start for row in rows.rows) / max(1, len(rows.rows)),
     )
 
@@ -118,6 +120,7 @@ def headline_figures(data: ReportData) -> dict[str, float]:
         found["cost/train_tokens"] = data.cost.train_tokens
         found["cost/peak_memory_bytes"] = data.cost.peak_memory_bytes
         found["cost/peak_gpu_bytes"] = data.cost.peak_gpu_bytes
+        found["cost/price_per_million"] = data.cost.price_per_million
     if data.metrics is not None:
         found["cost/texts_per_second"] = data.metrics.get("texts_per_second")
     return {name: float(value) for name, value in found.items() if value is not None}

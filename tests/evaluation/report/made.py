@@ -79,7 +79,7 @@ def made_report(rows: int = 400, seed: int = 1, labels: list[str] | None = None,
             for i, row in enumerate(found[:40])
         ],
         cost=Cost(940.0, False, 300, 4800, 910_000, 3_200_000_000, None, "x86_64 CPU, 2 threads", 37.0, 190.0, 1.2,
-                  processor="x86_64", threads=2),
+                  processor="x86_64", threads=2, currency="CNY"),
         config={"model": {"spec": f"{evil}qwen2.5-coder-0.5b"}, "data": {"train": f"{evil}训练.jsonl", "labels": None},
                 "train": {"learning_rate": 1e-4, "epochs": 3}},
         base_model={"spec": "qwen2.5-coder-0.5b", "source": "builtin", "revision": None, "sha256": {"m": "1d96" * 16}},

@@ -48,7 +48,9 @@ def test_everything_is_shown_and_nothing_is_fetched(browser, page):
     assert browser.run(drawn) == 8
     assert "Tuning pays here" in text_of(browser, "#headline")
     assert "not run" in text_of(browser, "#headline")
-    assert "A million texts take 7.5 h and cost about 9.01." in text_of(browser, "#cost")
+    assert "A million texts take 7.5 h and cost about 9.01 CNY." in text_of(browser, "#cost")
+    assumed = "Assumed: a machine at 1.2 CNY an hour that does nothing else, at the 37 texts/s that were measured here."
+    assert assumed in text_of(browser, "#cost")
     assert browser.console == []
     assert {url.split("#")[0] for url in browser.requests} - {"about:blank"} == {page.as_uri()}
 
@@ -73,7 +75,7 @@ def test_the_two_languages_have_the_same_words(browser, page):
 # names, abbreviations and what one types; everything else is to be in Chinese
 SAME_IN_CHINESE = {
     "TF-IDF", "ECE", "Brier", "CPU", "token", "min", "fenlei", "evaluate", "calibrate", "report", "json",
-    "torch", "transformers", "sha",
+    "torch", "transformers", "sha", "CNY",
 }  # fmt: skip
 ALL_TEXT = """(() => {
   const found = [];
@@ -255,6 +257,20 @@ def test_ten_thousand_rows(browser, tmp_path):
     assert first < 3000
     assert again < 1000
     assert browser.run("document.querySelectorAll('mark').length") > 0
+
+
+def test_without_a_price_none_is_shown_until_one_is_typed(browser, tmp_path):
+    data = made_report(60)
+    page = write_report(replace(data, cost=replace(data.cost, hourly_price=None, currency="")), tmp_path)
+    browser.open(page, "lang=en")
+    assert "Give the price of an hour" in text_of(browser, "#cost")
+    assert "Assumed" not in text_of(browser, "#cost")
+    typed = "((i) => { i.value = '2.4'; i.dispatchEvent(new Event('input')); })(document.getElementById('price'))"
+    browser.run(typed)
+    assert "cost about 18.02." in text_of(browser, "#cost")
+    assert "a machine at 2.4 an hour" in text_of(browser, "#cost")
+    browser.run(typed.replace("2.4", ""))
+    assert "Assumed" not in text_of(browser, "#cost")
 
 
 def test_it_prints(browser, page):

@@ -189,6 +189,20 @@ def test_long_curves_are_thinned_to_their_end():
 def test_the_price():
     assert Cost(texts_per_second=100.0, hourly_price=3.6).price_per_million == pytest.approx(10.0)
     assert Cost(hourly_price=3.6).price_per_million is None
+    assert Cost(hourly_price=3.6).price_note is None
+    found = report_json(
+        ReportData(
+            "r", "test", ["a"], cost=Cost(hourly_price=3.6, currency="CNY").at_speed_of({"texts_per_second": 50.0})
+        )
+    )["cost"]
+    assert found["price_per_million"] == pytest.approx(20.0)
+    assert found["price_note"] == (
+        "a million texts cost about 20.00 CNY: an estimate for a machine at 3.6 CNY an hour that does nothing else, at "
+        "the 50.00 texts a second that were measured"
+    )
+    assert Cost(hourly_price=3.6, texts_per_second=1.0).at_speed_of({"texts_per_second": 50.0}).texts_per_second == 1.0
+    without = report_json(ReportData("r", "test", ["a"], cost=Cost(texts_per_second=50.0)))["cost"]
+    assert without["price_per_million"] is without["price_note"] is None
 
 
 def test_the_card_shows_figures_and_no_markup(data):

@@ -33,6 +33,7 @@ def run(tmp_path_factory, tiny_folder):
         "lora": {"r": 4, "alpha": 32},
         "train": {"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "oversample": 0.0},
         "tracking": {"trackers": []},
+        "report": {"hourly_price": 2.5, "currency": "CNY"},
     }
     TextClassifier(config=settings).fit(str(data), dev=str(data), test=str(data), out=folder / "run")
     return folder / "run"
@@ -66,6 +67,9 @@ def test_the_report_shows_what_the_files_say(run):
     assert found["cost"]["train_rows"] == 36
     assert found["cost"]["train_tokens"] > 36 * 10
     assert found["config"]["lora"]["r"] == 4
+    price = 2.5 / 3600 / metrics["texts_per_second"] * 1e6
+    assert found["cost"]["price_per_million"] == pytest.approx(price)
+    assert found["cost"]["price_note"].startswith(f"a million texts cost about {price:,.2f} CNY: an estimate for a ")
     assert found["versions"]["torch"]
     page = (run / "report" / "index.html").read_text("utf-8")
     assert "onerror" in page
@@ -93,15 +97,23 @@ def test_evaluate_writes_a_report(run, tmp_path):
     from fenlei.cli import app
 
     data = run.parent / "train.jsonl"
-    done = CliRunner().invoke(
-        app, ["evaluate", str(run), str(data), "model.device=cpu", "--report", str(tmp_path / "out")]
-    )
+    command = ["evaluate", str(run), str(data), "model.device=cpu"]
+    done = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "index.html" in done.output
     found = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert found["part"] == "train.jsonl"
     assert found["n"] == 12
     assert found["curve"]["train"], "of the run that the classifier came from"
+    assert found["cost"] is None, "nobody said what this machine costs"
+    assert "a million texts" not in done.output
+    priced = CliRunner().invoke(
+        app, [*command, "--report", str(tmp_path / "priced"), "report.hourly_price=4", "report.currency=USD"]
+    )
+    assert priced.exit_code == 0, priced.output
+    found = json.loads((tmp_path / "priced" / "report.json").read_text("utf-8"))
+    assert found["cost"]["price_note"] in " ".join(priced.output.split())
+    assert "a machine at 4 USD an hour" in found["cost"]["price_note"]
     refused = CliRunner().invoke(app, ["evaluate", str(run), str(data), "--report", str(tmp_path / "no" / "out")])
     assert "does not exist" in str(refused.exception)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fenlei.data.example import Example
@@ -135,6 +135,7 @@ class Cost:
         texts_per_second: speed of prediction.
         tokens_per_text: mean length of a prompt.
         hourly_price: price of an hour of the machine.
+        currency: what it is in.
         processor: kind of CPU, where it ran on one.
         threads: how many of its threads computed.
     """
@@ -152,6 +153,7 @@ class Cost:
     hourly_price: float | None = None
     processor: str | None = None
     threads: int | None = None
+    currency: str = ""
 
     @property
     def price_per_million(self) -> float | None:
@@ -159,6 +161,22 @@ class Cost:
         if self.hourly_price is None or not self.texts_per_second:
             return None
         return self.hourly_price / 3600 / self.texts_per_second * 1e6
+
+    @property
+    def price_note(self) -> str | None:
+        """The same as a sentence, with what is assumed."""
+        if self.price_per_million is None:
+            return None
+        unit = f" {self.currency}" if self.currency else ""
+        return (
+            f"a million texts cost about {self.price_per_million:,.2f}{unit}: an estimate for a machine at "
+            f"{self.hourly_price:g}{unit} an hour that does nothing else, at the {self.texts_per_second:,.2f} texts a "
+            "second that were measured"
+        )
+
+    def at_speed_of(self, metrics: Mapping[str, Any] | None) -> Cost:
+        """The same with the speed that metrics give, where none was measured otherwise."""
+        return replace(self, texts_per_second=self.texts_per_second or (metrics or {}).get("texts_per_second"))
 
 
 @dataclass(frozen=True)

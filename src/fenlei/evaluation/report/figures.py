@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fenlei.evaluation.report.data import RUNGS, Comparison, ReportData, Row, Rung
+from fenlei.evaluation.report.data import RUNGS, Comparison, Cost, ReportData, Row, Rung
 from fenlei.tracking.record import plain
 
 FORMAT = 1
@@ -42,7 +42,7 @@ def report_json(data: ReportData) -> dict[str, Any]:
             "dev": {k: data.dev[k] for k in ("n", *_HEADLINE) if k in data.dev} if data.dev else None,
             "length": length_bins(data.rows),
             "truncation": truncation_effect(data.rows),
-            "cost": {**asdict(data.cost), "price_per_million": data.cost.price_per_million} if data.cost else None,
+            "cost": cost(data.cost) if data.cost else None,
             "label_issues": None
             if data.label_issues is None
             else [{k: v for k, v in asdict(issue).items() if k != "text"} for issue in data.label_issues],
@@ -51,6 +51,11 @@ def report_json(data: ReportData) -> dict[str, Any]:
             "versions": data.versions,
         }
     )
+
+
+def cost(found: Cost) -> dict[str, Any]:
+    """What it took, and what a million texts cost."""
+    return {**asdict(found), "price_per_million": found.price_per_million, "price_note": found.price_note}
 
 
 def headline(data: ReportData) -> dict[str, Any]:

@@ -36,17 +36,18 @@ def read_run(run: str | Path) -> ReportData:
     rungs, comparisons = parse_ladder(_optional(report / "ladder.json") or {})
     cost = _optional(report / "cost.json")
     issues = _optional(report / "label_errors.json")
+    metrics = _optional(report / f"{part}.json")
     predictions = folder / "predictions" / f"{part}.jsonl"
     return ReportData(
         title=folder.resolve().name,
         part=part,
-        metrics=_optional(report / f"{part}.json"),
+        metrics=metrics,
         rows=list(read_rows(predictions)),
         dev=_optional(report / "dev.json") if part == "test" else None,
         rungs=rungs,
         comparisons=comparisons,
         label_issues=None if issues is None else [_make(LabelIssue, row) for row in issues.get("rows", [])],
-        cost=None if cost is None else _make(Cost, cost),
+        cost=None if cost is None else _make(Cost, cost).at_speed_of(metrics),
         predictions=f"../predictions/{part}.jsonl" if predictions.is_file() else "",
         **about(folder),
     )

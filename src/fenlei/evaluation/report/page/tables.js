@@ -136,11 +136,15 @@ function costSection() {
   const speed = (c && c.texts_per_second) || (DATA.metrics && DATA.metrics.texts_per_second) || null;
   if (!c && !speed) return null;
   if (state.price === null && c && isNumber(c.hourly_price)) state.price = c.hourly_price;
-  const line = el("p", { role: "status" });
+  const unit = (c && c.currency) || "";
+  const money = (v) => `${v.toLocaleString(locale(), { maximumFractionDigits: 2 })} ${unit}`.trim();
+  const pace = speed ? speed.toLocaleString(locale(), { maximumFractionDigits: speed < 10 ? 2 : 0 }) : "";
+  const [line, assumed] = [el("p", { role: "status" }), el("p", { class: "hint" })];
   const say = () => {
     const hours = duration(1e6 / speed);
-    line.textContent = isNumber(state.price) && state.price >= 0
-      ? w("perMillion", { hours, price: ((state.price / 3600 / speed) * 1e6).toLocaleString(locale(), { maximumFractionDigits: 2 }) }) : w("perMillionHours", { hours });
+    const priced = isNumber(state.price) && state.price >= 0;
+    line.textContent = priced ? w("perMillion", { hours, price: money((state.price / 3600 / speed) * 1e6) }) : w("perMillionHours", { hours });
+    assumed.textContent = priced ? w("priceAssumed", { hourly: money(state.price), n: pace }) : "";
   };
   const input = el("input", { type: "number", min: "0", step: "any", inputmode: "decimal", id: "price", value: state.price ?? "", oninput: (e) => { state.price = e.target.value === "" ? null : Number(e.target.value); say(); } });
   if (speed) say();
@@ -148,9 +152,9 @@ function costSection() {
   return section("cost", w("costLead"), facts([
     [w(v.resumed ? "trainTimeResumed" : "trainTime"), duration(v.train_seconds)], [w("steps"), whole(v.steps)], [w("trainRows"), whole(v.train_rows)],
     [w("trainTokens"), whole(v.train_tokens)], [w("memory"), bytes(v.peak_memory_bytes)], [w("gpuMemory"), bytes(v.peak_gpu_bytes)], [w("device"), isNumber(v.threads) ? w("cpuThreads", { kind: v.processor, n: whole(v.threads) }) : v.device],
-    [w("speed"), speed ? w("speedIs", { n: speed.toLocaleString(locale(), { maximumFractionDigits: speed < 10 ? 2 : 0 }) }) : null],
+    [w("speed"), speed ? w("speedIs", { n: pace }) : null],
     [w("tokensPerText"), isNumber(v.tokens_per_text) ? w("tokensIs", { n: whole(Math.round(v.tokens_per_text)) }) : null]]),
-    speed ? el("div", { class: "price" }, el("label", { for: "price" }, w("hourly")), input, el("span", { class: "hint" }, w("ownUnit"))) : null, speed ? line : null);
+    speed ? el("div", { class: "price" }, el("label", { for: "price" }, w("hourly")), input, el("span", { class: "hint" }, unit || w("ownUnit"))) : null, speed ? [line, assumed] : null);
 }
 
 function issuesSection() {

@@ -51,6 +51,7 @@ const WORDS = { en: {
   trainTokens: "Training tokens seen", memory: "Peak memory", gpuMemory: "Peak GPU memory", device: "Device", cpuThreads: "{kind} CPU, threads: {n}",
   speed: "Prediction speed", speedIs: "{n} texts/s", tokensPerText: "Mean prompt length", tokensIs: "{n} tokens",
   hourly: "Price of an hour of this machine", perMillion: "A million texts take {hours} and cost about {price}.",
+  priceAssumed: "Assumed: a machine at {hourly} an hour that does nothing else, at the {n} texts/s that were measured here.",
   perMillionHours: "A million texts take {hours}. Give the price of an hour to see what they cost.", ownUnit: "in your currency",
   errorsLead: "Every row with its text and probabilities.", search: "Search texts, ids and labels", show: "Show", sort: "Order",
   show_wrong: "Wrong answers", show_right: "Right answers", show_all: "All rows", show_abstained: "Not answered", show_short: "Shortened texts",

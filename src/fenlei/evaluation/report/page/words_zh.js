@@ -51,6 +51,7 @@ WORDS.zh = {
   trainTokens: "训练 token（含重复）", memory: "内存峰值", gpuMemory: "显存峰值", device: "设备", cpuThreads: "{kind} CPU，{n} 个线程",
   speed: "预测速度", speedIs: "{n} 条/秒", tokensPerText: "平均提示长度", tokensIs: "{n} 个 token",
   hourly: "机器每小时价格", perMillion: "一百万条文本需要 {hours}，约 {price}。",
+  priceAssumed: "假设：机器每小时 {hourly}，专用于此，速度为此处实测的 {n} 条/秒。",
   perMillionHours: "一百万条文本需要 {hours}。填入每小时价格即可估算费用。", ownUnit: "按您的货币",
   errorsLead: "每条样本的文本和概率。", search: "搜索文本、编号和标签", show: "显示", sort: "排序",
   show_wrong: "答错的", show_right: "答对的", show_all: "全部", show_abstained: "拒答的", show_short: "被截短的",
