@@ -99,6 +99,7 @@ def test_predict(run, fenlei, tmp_path, suffix):
     for row in found:
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert float(row["probability"]) == pytest.approx(max(row["probabilities"].values()))
+        assert float(row["confidence"]) == pytest.approx(float(row["probability"])), "the default signal"
         assert str(row["abstained"]).lower() == "false"
     assert {p.name for p in tmp_path.iterdir()} == {"in.csv", out.name}, "no temporary file is left"
 
@@ -170,6 +171,7 @@ def test_every_surface_agrees(run, fenlei, tmp_path):
     for row, prediction in zip(rows, direct, strict=True):
         assert row["label"] == prediction.label
         assert row["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-6)
+        assert row["confidence"] == pytest.approx(prediction.confidence, abs=1e-6)
 
 
 def test_the_demo_on_the_tiny_model(fenlei, tmp_path, tiny_folder, monkeypatch):

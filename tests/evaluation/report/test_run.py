@@ -46,7 +46,8 @@ def test_predictions_are_written_for_dev_and_test(run):
         ]
         assert len(lines) == 12
         assert set(lines[0]) == {
-            "id", "label", "probability", "probabilities", "abstained", "truncated", "text", "input_label",
+            "id", "label", "probability", "probabilities", "confidence", "abstained", "truncated", "text",
+            "input_label",
         }  # fmt: skip
         assert sum(lines[0]["probabilities"].values()) == pytest.approx(1)
 
