@@ -122,7 +122,7 @@ function fileView() {
 
 function notes() {
   const groups = new Map();
-  for (const fault of table.faults) groups.set(fault.key, [...(groups.get(fault.key) || []), fault.row]);
+  for (const { key, row } of table.faults) groups.set(key, groups.get(key) || []).get(key).push(row);
   const found = [...groups].map(([key, rows]) => w(key, { n: whole(rows.length), first: whole(rows[0]) }));
   if (table.damaged) found.unshift(w("fileDamaged", { encoding: table.encoding.toUpperCase() }));
   return found.map((words) => el("p", { class: "note warn" }, words));
@@ -181,6 +181,7 @@ function start() {
   view = new JobView(job, { name: source.name, base, short: Boolean(base.top_k), again: () => { restart(); draw(); byId("start").focus(); } });
   showGrid({ name: source.name, table, texts, job, rule: ruleOf(base) });
   draw();
+  const run = job.run();
   byId("pause")?.focus();
-  return job.run();
+  return run;
 }

@@ -13,7 +13,7 @@ export class Job {
   // texts: a string a row, or null where a row has none; ask(texts, signal) resolves to the results of a piece.
   constructor(texts, ask, onChange) {
     Object.assign(this, { texts, ask, onChange, state: "ready", results: new Array(texts.length), problem: null });
-    Object.assign(this, { answered: 0, failed: 0, empty: 0, waitUntil: null, busyMs: 0 });
+    Object.assign(this, { answered: 0, failed: 0, empty: 0, waitUntil: null, flying: 0, busyMs: 0 });
     this.size = 8;
     this.most = MOST_TEXTS;
     this.next = 0;
@@ -107,7 +107,8 @@ export class Job {
     for (let attempt = 0; ; attempt += 1) {
       try {
         const start = performance.now();
-        const found = await this.ask(rows.map((row) => this.texts[row]), this.stop.signal);
+        this.flying += 1;
+        const found = await this.ask(rows.map((row) => this.texts[row]), this.stop.signal).finally(() => { this.flying -= 1; });
         rows.forEach((row, i) => { this.results[row] = found[i]; });
         this.answered += rows.length;
         this.adapt(performance.now() - start, rows.length);

@@ -63,7 +63,7 @@ export class JobView {
   hindrance() {
     const { job } = this;
     if (job.problem) return [el("div", { class: "note bad" }, noticeBox(job.problem))];
-    if (!job.running || !job.waitUntil) return [];
+    if (!job.running || !job.waitUntil || job.flying) return [];
     if (!this.timer) this.timer = setTimeout(() => { this.timer = 0; this.update(); }, REFRESH_MS);
     return [el("p", { class: "note warn" }, w("busyWait", { n: Math.max(1, Math.ceil((job.waitUntil - Date.now()) / 1000)) }))];
   }

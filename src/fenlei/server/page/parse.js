@@ -39,10 +39,9 @@ function lines(text) {
 function delimited(text, kind, header) {
   const first = text.slice(0, text.search(/[\r\n]|$/));
   const mark = kind === "tsv" ? "\t" : first.includes(",") ? "," : [..."\t;"].find((c) => first.includes(c)) ?? ",";
-  const { records, open } = csvRecords(text, mark);
-  // quotes that never close are plain characters, as in many TSV corpora
-  const all = open && kind === "tsv" ? plainRecords(text, mark) : records;
-  if (open && kind !== "tsv") throw new FileProblem("fileQuote", { n: records.length });
+  const quoted = csvRecords(text, mark);
+  if (quoted.open && kind === "csv") throw new FileProblem("fileQuote", { n: quoted.records.length });
+  const all = kind === "tsv" && text.includes('"') ? fewerFaults(quoted, plainRecords(text, mark)) : quoted.records;
   if (!all.length) return { columns: [], rows: [], faults: [] };
   const width = all[0].length;
   const names = header ? all.shift().map((name) => name.trim()) : [];
@@ -51,6 +50,12 @@ function delimited(text, kind, header) {
   const faults = [];
   all.forEach((row, i) => { if (row.length !== width) faults.push({ row: i + 1, key: "fieldCount" }); });
   return { columns, rows: all, faults };
+}
+
+// Quotes in a TSV file enclose fields (Excel's way) or are plain characters (as in corpora): what gives even rows is meant.
+function fewerFaults({ records, open }, plain) {
+  const faults = (rows) => rows.filter((row) => row.length !== rows[0].length).length;
+  return open || faults(plain) < faults(records) ? plain : records;
 }
 
 const plainRecords = (text, mark) => text.split(/\r?\n/).filter(Boolean).map((line) => line.split(mark));

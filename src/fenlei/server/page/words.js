@@ -23,7 +23,7 @@ export const EN = {
   tickLegend: "threshold {t}", cut: "Read in part.", cutShort: "read in part", cutTitle: "The text is longer than the model reads; what did not fit was left out.",
   barsAll: "Show all {n} labels", barsFew: "Show the first {n} only", textsCount: "{n} texts", textsCount_one: "{n} text",
   declinedCount: "{n} without an answer", cutCount: "{n} read in part", readyMany: "{n} texts are answered.",
-  timeScored: "scored in {t}", timeQueued: "waited {t}", timeHere: "{t} until it was here", tokens: "{n} tokens", requests: "{n} requests",
+  timeScored: "scored in {t}", timeQueued: "waited {t}", timeHere: "{t} in all", tokens: "{n} tokens", requests: "{n} requests",
   seconds: "{n} s", minutes: "{n} min", hours: "{n} h",
 
   explainThis: "Which sentences count?", effects: "Effect of each sentence", effectsReady: "The effects of the sentences are shown.",

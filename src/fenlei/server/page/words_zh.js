@@ -23,7 +23,7 @@ export const ZH = {
   tickLegend: "阈值 {t}", cut: "只读了一部分。", cutShort: "只读了一部分", cutTitle: "文本超过模型可读的长度，放不下的部分被略去。",
   barsAll: "显示全部 {n} 个标签", barsFew: "只显示前 {n} 个", textsCount: "{n} 条文本",
   declinedCount: "{n} 条拒答", cutCount: "{n} 条只读了一部分", readyMany: "{n} 条文本已作答。",
-  timeScored: "计算 {t}", timeQueued: "排队 {t}", timeHere: "到达本页共 {t}", tokens: "{n} 个 token", requests: "{n} 次请求",
+  timeScored: "计算 {t}", timeQueued: "排队 {t}", timeHere: "共 {t}", tokens: "{n} 个 token", requests: "{n} 次请求",
   seconds: "{n} 秒", minutes: "{n} 分钟", hours: "{n} 小时",
 
   explainThis: "哪些句子起了作用？", effects: "各句的影响", effectsReady: "各句的影响已显示。",
