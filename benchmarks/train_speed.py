@@ -240,10 +240,10 @@ def _draw(folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, workload in result["workloads"].items():
         values = {v["variant"]: v["rows_per_second"] for v in workload["variants"] if "rows_per_second" in v}
-        bars(folder / f"{name}.svg", values, title=f"Training speed, {name}", unit="rows per second",
+        bars(folder / f"train-speed-{name}.svg", values, title=f"Training speed, {name}", unit="rows per second",
              highlight=[REFERENCE])  # fmt: skip
     if "curves" in result:
-        curves.draw(result["curves"], folder / "loss.svg")
+        curves.draw(result["curves"], folder / "train-loss.svg")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from train_speed_variants import Jobs
 
 TUTORIAL, OURS = "tutorial, label kept", "fenlei"
 SEED, ROUNDING = "tutorial, another seed", "tutorial, rows one by one"
+EXACT, PLAIN = "fenlei in float32", "fenlei in float32, nothing packed or fused"
+_PLAIN_SPEED = {"packed": False, "fused_lora": False, "fused_norm": False, "last_layer": False}
 _LEARNING_RATE = 1e-4
 _PRINTED = 20
 
@@ -18,7 +20,8 @@ def compare(jobs: Jobs, setting: Setting) -> dict[str, Any]:
     """Trains both from the same adapter with the same settings and no dropout.
 
     Two more runs of the tutorial say how large a difference means nothing: one from another adapter, and one with its
-    rows one by one instead of by four, which is the same mathematics with other rounding in bfloat16.
+    rows one by one instead of by four, which is the same mathematics with other rounding in bfloat16. Two more of this
+    package, in float32, say what is rounding: with all that makes it fast and without any of it.
     """
     ours = {
         "lora": {"r": 8, "alpha": 32, "dropout": 0.0},
@@ -31,11 +34,14 @@ def compare(jobs: Jobs, setting: Setting) -> dict[str, Any]:
         },
     }
     theirs = {"dropout": 0.0, "learning_rate": _LEARNING_RATE}
+    exact: dict[str, Any] = {**ours, "model": {"dtype": "float32"}}
     made = [
         jobs.make(TUTORIAL, "tutorial", theirs),
         jobs.make(OURS, "fenlei", {"config": ours}),
         jobs.make(SEED, "tutorial", theirs, seed=jobs.seed + 1),
         jobs.make(ROUNDING, "tutorial", {**theirs, "micro_batch": 1}),
+        jobs.make(EXACT, "fenlei", {"config": exact}),
+        jobs.make(PLAIN, "fenlei", {"config": {**exact, "speed": _PLAIN_SPEED}}),
     ]
     courses = run_groups([[job] for job in made], setting, warmup=0, repeats=jobs.steps, after=lambda _: None)
     losses = {c.job.name: c.losses for c in courses}
@@ -50,6 +56,9 @@ def compare(jobs: Jobs, setting: Setting) -> dict[str, Any]:
         "difference": difference(losses[TUTORIAL], losses[OURS]),
         "seeds": difference(losses[TUTORIAL], losses[SEED]),
         "rounding": difference(losses[TUTORIAL], losses[ROUNDING]),
+        "float32": difference(losses[EXACT], losses[PLAIN]),
+        "tutorial_to_float32": difference(losses[EXACT], losses[TUTORIAL]),
+        "fenlei_to_float32": difference(losses[EXACT], losses[OURS]),
     }
 
 
@@ -92,12 +101,15 @@ def markdown(curves: dict[str, Any]) -> str:
         f"{OURS} against the {TUTORIAL}": "difference",
         "two seeds of the tutorial": "seeds",
         "the tutorial's rows by four against one by one": "rounding",
+        "float32, all that makes it fast against none of it": "float32",
+        f"the {TUTORIAL} against float32": "tutorial_to_float32",
+        f"{OURS} against float32": "fenlei_to_float32",
     }
     for what, key in pairs.items():
         if found := curves[key]:
             lines.append(
-                f"- {what}: a step's losses differ by {found['largest']:.4f} at most, {found['mean']:.4f} on average; "
-                f"the curves' means by {found['of_means']:.4f}."
+                f"- {what}: a step's losses differ by {found['largest']:.2g} at most, {found['mean']:.2g} on average; "
+                f"the curves' means by {found['of_means']:.2g}."
             )
     lines += [f"- {name} FAILED: {why}" for name, why in curves["failed"].items()]
     return "\n".join(lines) + "\n"
@@ -108,4 +120,5 @@ def draw(curves: dict[str, Any], path: Path) -> Path:
     from chart import lines
 
     title = f"Training loss, {curves['workload']}, {curves['rows_per_step']} rows a step"
-    return lines(path, curves["losses"], title=title, x="optimizer step", y="loss")
+    shown = {name: values for name, values in curves["losses"].items() if name != PLAIN}  # it covers the other one
+    return lines(path, shown, title=title, x="optimizer step", y="loss")
