@@ -231,7 +231,7 @@ class TestProcesses:
         assert found["tutorial"]["speed_ratio"] == pytest.approx(1.0)
         assert found["TRL SFTTrainer"]["failed"].startswith("not installed")
         assert "| tutorial |" in done.stdout
-        assert ">tutorial<" in (tmp_path / "charts" / "synthetic-48.svg").read_text(encoding="utf-8")
+        assert ">tutorial<" in (tmp_path / "charts" / "train-speed-synthetic-48.svg").read_text(encoding="utf-8")
 
 
 def test_workloads_without_a_tokenizer_are_refused():
