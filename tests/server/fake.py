@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fenlei.artifact import MANIFEST
 from fenlei.data import LabelSet
+from fenlei.errors import ArtifactError
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import make_predictions
 from fenlei.prompting import EncodedPrompt
@@ -82,9 +84,24 @@ class FakeClassifier:
         self.manifest = {"base_model": {"spec": "tiny"}}
 
 
+class FakeModels(Models):
+    """Takes every folder with a manifest in it for a classifier."""
+
+    def add(self, name: str, folder: Path) -> Served:
+        if not (folder / MANIFEST).is_file():
+            raise ArtifactError(f"{folder}: neither a run folder nor a classifier folder")
+        with self._reserved(name):
+            served = Served(name, FakeClassifier(MOOD, None), CREATED)  # type: ignore[arg-type]
+            self._served[name] = served
+        return served
+
+    def _divide_memory(self) -> None:
+        pass
+
+
 def fake_models(hold: Path | None = None) -> Models:
     """``news`` and ``mood``; the first abstains below 0.5."""
-    found = Models(None, None, ())
+    found = FakeModels(None, None, ())
     for name, labels, threshold in (("news", NEWS, 0.5), ("mood", MOOD, None)):
         found._served[name] = Served(name, FakeClassifier(labels, threshold, hold), CREATED)  # type: ignore[arg-type]
     return found

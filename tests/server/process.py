@@ -15,17 +15,21 @@ from pathlib import Path
 import httpx
 import psutil
 
-PATIENCE_S = 120.0
-# "{hold}" stands for the path of the file that keeps the fake model from answering
-_FAKE = """
-import sys
+PATIENCE_S = 300.0
+# `fenlei serve` with classifiers that are made by load() as soon as the file `go` is there
+FAKE = """
+import sys, time
 from pathlib import Path
+import fenlei.artifact
 from fenlei.cli import main
 from fenlei.server.models import Models
 from tests.server.fake import fake_models
-hold = Path(sys.argv.pop(1))
-Models.open = classmethod(lambda cls, runs, **how: fake_models(hold))
-import fenlei.artifact
+go, hold = (Path(sys.argv.pop(1)) for _ in range(2))
+def load(cls, runs, **how):
+    while not go.exists():
+        time.sleep(0.01)
+    return fake_models(hold)
+Models.open = classmethod(load)
 fenlei.artifact.find_classifier = lambda path: path
 main()
 """
@@ -37,11 +41,13 @@ class Server:
     Args:
         arguments: of ``fenlei serve``.
         hold: with it, the classifiers are fakes that answer nothing while this file is there.
-        ready: whether to wait until the classifiers are loaded.
+        go: fakes are loaded once this file is there; at once when not given. Nobody waits for that here.
     """
 
-    def __init__(self, arguments: Sequence[object], *, hold: Path | None = None, ready: bool = True) -> None:
-        start = [sys.executable, "-m", "fenlei"] if hold is None else [sys.executable, "-c", _FAKE, str(hold)]
+    def __init__(self, arguments: Sequence[object], *, hold: Path | None = None, go: Path | None = None) -> None:
+        start = [sys.executable, "-m", "fenlei"]
+        if hold is not None:
+            start = [sys.executable, "-c", FAKE, str(go or Path(__file__)), str(hold)]
         self.log: list[str] = []
         self._lines = threading.Condition()
         self.process = subprocess.Popen(
@@ -60,7 +66,7 @@ class Server:
         try:
             self.port = int(self.wait_for(r"listening on http://.*:(\d+)$")[1])
             self.url = f"http://127.0.0.1:{self.port}"
-            if ready:
+            if go is None:
                 self.wait_for(r"ready: ")
         except BaseException:
             self.kill()

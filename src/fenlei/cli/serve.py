@@ -112,8 +112,7 @@ def _serve(
     RunConfig.build({}, overrides=overrides)  # a misspelt setting is told before the port is taken
     checked, limits = _checked(ServeSettings, settings), _checked(BatchLimits, batch)
     checked.check()
-    quiet_libraries()
-    code = run.serve(runs, checked, limits, model=model, overrides=overrides)
+    code = run.serve(runs, checked, limits, model=model, overrides=overrides, prepare=quiet_libraries)
     run.finish(code)
 
 

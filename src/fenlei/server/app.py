@@ -24,7 +24,7 @@ from fenlei.server.settings import ServeSettings
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 # no exporter is made and nothing is recorded, whatever OTEL_* variables say
-_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
+_NO_TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 
 
 def create_app(models: Models | None, settings: ServeSettings, batch: BatchLimits | None = None) -> FastAPI:

@@ -67,6 +67,8 @@ class LimitedProtocol(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._disarm("head")
+        elif "head" not in self._timers:  # the rest of a body that was refused has come
+            self._arm("head", self._limits.head_seconds)
         if not self._refused and self.conn.their_state is not h11.SEND_BODY:
             self._disarm("linger")
 
@@ -113,7 +115,7 @@ class LimitedProtocol(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         self.service.metrics.rejected.labels(error.code).inc()
         self._refused = True
-        if self.cycle is not None and self.cycle.response_started:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.close()  # an answer that has begun cannot become another one
             return
         self.transport.write(plain_answer(error))

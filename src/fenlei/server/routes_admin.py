@@ -44,7 +44,7 @@ async def add(request: Request, body: AddModel) -> Response:
         raise ApiError(409, "model_conflict", _without(str(error), root)) from None
     except ArtifactError as error:
         raise ApiError(422, "not_a_classifier", _without(str(error), root), param="path") from None
-    except FenleiError as error:
+    except (FenleiError, OSError) as error:
         raise ApiError(422, "cannot_load", _without(str(error), root), param="path") from None
     return JSONResponse(describe_model(served), 201)
 
@@ -77,12 +77,13 @@ def inside(root: Path, path: str) -> Path:
     """
     refused = ApiError(403, "path_not_allowed", "the path must lead to a folder under --admin-root", param="path")
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or not path.isprintable() or set(path) & set('\\:*?"<>|%'):
+    odd = not path.isprintable() or set(path) & set('\\:*?"<>|%') or any(len(p.encode()) > 255 for p in parts.parts)
+    if odd or parts.is_absolute() or ".." in parts.parts:
         raise refused
     real = root.resolve()
     try:
         found = (real / parts).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long
+    except (OSError, RuntimeError, ValueError):  # a loop of links
         raise refused from None
     if found == real or not found.is_relative_to(real):
         raise refused

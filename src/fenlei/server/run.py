@@ -40,6 +40,7 @@ def serve(
     *,
     model: str | None = None,
     overrides: Sequence[str] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> int:
     """Serves until a signal comes.
 
@@ -49,6 +50,7 @@ def serve(
         batch: the batcher's limits.
         model: where the base model is, if its spec no longer leads to it.
         overrides: settings of this machine for all classifiers.
+        prepare: called first in the thread that loads the classifiers: for what takes time to import.
 
     Returns:
         The exit code: 0 when every accepted request was answered, 128 + signal when time ran out.
@@ -73,7 +75,13 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(_CLOSING_SECONDS),
     )
-    server = _Server(config, service, lambda: Models.open(runs, model=model, overrides=overrides))
+
+    def load() -> Models:
+        if prepare is not None:
+            prepare()
+        return Models.open(runs, model=model, overrides=overrides)
+
+    server = _Server(config, service, load)
     _log.info("listening on %s", _url(settings, listener))
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(note_loop_error)

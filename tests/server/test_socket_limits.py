@@ -1,0 +1,229 @@
+"""Promise 18 on a socket: slow clients, many of them, 100 MB, what is no HTTP. A real process; fake classifiers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import pytest
+
+from tests.server.process import Server, receive, until
+
+MB = 1_000_000
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+GOOD = b'{"text": "a"}'
+WHOLE = HEAD + b"Content-Length: 13\r\n\r\n" + GOOD
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    hold = tmp_path_factory.mktemp("hold") / "hold"
+    times = ["--head-seconds", 0.5, "--body-seconds", 1, "--send-seconds", 1, "--max-connections", 20]
+    with Server(["news", *times], hold=hold) as found:
+        yield found
+
+
+def code_of(answer: bytes) -> tuple[int, str]:
+    """Status and error code of a whole HTTP answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"x-content-type-options: nosniff" in head.lower(), answer
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def still_answers(server: Server) -> bool:
+    with server.client() as client:
+        return client.post("/v1/classify", json={"text": "好"}).status_code == 200
+
+
+class TestHundredMegabytes:
+    @pytest.mark.parametrize("how", ["length", "chunked", "lying"])
+    @pytest.mark.parametrize("path", ["/v1/classify", "/v1/models", "/nothing"])
+    def test_memory_stays(self, server, how, path):
+        assert still_answers(server)
+        before = server.memory
+        piece = b"x" * MB
+        with server.connect() as connection:
+            length = {"length": b"Content-Length: 100000000\r\n", "chunked": b"Transfer-Encoding: chunked\r\n",
+                      "lying": b"Content-Length: 5\r\n"}[how]  # fmt: skip
+            connection.sendall(HEAD.replace(b"/v1/classify", path.encode()) + length + b"\r\n")
+            most = 0
+            try:
+                for _ in range(100):
+                    connection.sendall(b"%x\r\n%s\r\n" % (MB, piece) if how == "chunked" else piece)
+                    most = max(most, server.memory)
+                if how == "chunked":
+                    connection.sendall(b"0\r\n\r\n")
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the server need not take it all
+            answer = receive(connection)
+        assert most - before < 50 * MB
+        expected = {("/v1/classify", "length"): b" 413 ", ("/v1/classify", "chunked"): b" 413 ",
+                    ("/v1/classify", "lying"): b" 400 "}  # fmt: skip
+        assert expected.get((path, how), b" 40") in answer.split(b"\r\n")[0] + b" ", answer[:300]
+        assert still_answers(server)
+
+    def test_a_client_that_waits_for_leave_sends_nothing(self, server):
+        with server.connect() as connection:
+            connection.sendall(HEAD + b"Content-Length: 100000000\r\nExpect: 100-continue\r\n\r\n")
+            answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+class TestSlow:
+    def test_a_body_that_does_not_come(self, server):
+        with server.connect() as connection:
+            connection.sendall(HEAD + b"Content-Length: 13\r\n\r\n{")
+            assert code_of(receive(connection)) == (408, "body_timeout")
+
+    def test_a_body_that_drips(self, server):
+        """The time counts for the whole body, not from byte to byte."""
+        with server.connect() as connection:
+            connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
+            ended = threading.Event()
+
+            def drip():
+                try:
+                    while not ended.wait(0.05):
+                        connection.sendall(b" ")
+                except OSError:
+                    pass
+
+            thread = threading.Thread(target=drip)
+            thread.start()
+            answer = receive(connection)
+            ended.set()
+            thread.join()
+        assert code_of(answer) == (408, "body_timeout")
+
+    def test_a_head_that_does_not_come(self, server):
+        with server.connect() as connection:
+            connection.sendall(HEAD)
+            assert code_of(receive(connection)) == (408, "head_timeout")
+
+    def test_nothing_at_all(self, server):
+        with server.connect() as connection:
+            assert receive(connection) == b""
+
+    def test_nothing_after_an_answer(self, server):
+        with server.connect() as connection:
+            connection.sendall(WHOLE + b"POST /v1")
+            answer = receive(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"head_timeout"' in answer
+
+    def test_the_others_do_not_wait(self, server):
+        """Ten clients that send nothing more: the next one is served."""
+        slow = [server.connect() for _ in range(10)]
+        for connection in slow:
+            connection.sendall(HEAD + b"Content-Length: 13\r\n\r\n{")
+        assert still_answers(server)
+        for connection in slow:
+            connection.close()
+
+    def test_a_client_that_does_not_read(self, server):
+        """Answers of many megabytes that nobody takes: the server lets go."""
+        request = b"GET /assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.settimeout(120)
+            connection.sendall(request * 8)
+            until(lambda: closed(connection), "the server closes the connection")
+        assert still_answers(server)
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the other side has reset the connection."""
+    try:
+        connection.send(b"\r\n")
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+def test_too_many_connections(server):
+    until(lambda: still_answers(server), "earlier connections are gone")
+    taken = [server.connect() for _ in range(20)]
+    try:
+        answers = []
+        for _ in range(5):
+            with server.connect() as connection:
+                connection.sendall(WHOLE)
+                answers.append(receive(connection))
+        refused = [answer for answer in answers if code_of(answer) == (503, "too_many_connections")]
+        assert len(refused) == len(answers)
+        assert b"Retry-After: 1" in refused[0]
+    finally:
+        for connection in taken:
+            connection.close()
+    until(lambda: still_answers(server), "there is room again")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100,
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /\0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000,
+    ],
+    ids=range(9),
+)
+def test_no_http(server, sent):
+    with server.connect() as connection:
+        connection.sendall(sent)
+        assert code_of(receive(connection)) == (400, "invalid_http")
+    assert still_answers(server)
+
+
+def test_pipelined_and_kept_alive(server):
+    with server.connect() as connection:
+        connection.sendall(WHOLE * 3)
+        read_answers(connection, 3)
+        connection.sendall(WHOLE)
+        read_answers(connection, 1)
+
+
+def read_answers(connection: socket.socket, count: int) -> None:
+    """Reads until so many texts were answered."""
+    found = b""
+    while found.count(b'"timings"') < count:
+        more = connection.recv(65_536)
+        assert more, "the server has closed the connection"
+        found += more
+
+
+def test_a_refused_body_leaves_the_connection_usable(server):
+    """What is left of a small refused body is read and dropped; the next request is the next one."""
+    with server.connect() as connection:
+        connection.sendall(HEAD.replace(b"application/json", b"text/plain") + b"Content-Length: 13\r\n\r\n" + GOOD)
+        assert b" 415 " in connection.recv(65_536)
+        connection.sendall(WHOLE)
+        assert b" 200 " in connection.recv(65_536)
+
+
+def test_ranges_are_ignored(server):
+    ranges = "bytes=" + ",".join(f"{n}-" for n in range(500))
+    with server.client() as client:
+        for path in ("/", "/assets/docs.js", "/openapi.json"):
+            whole = client.get(path)
+            ranged = client.get(path, headers={"Range": ranges})
+            assert (ranged.status_code, ranged.content) == (200, whole.content)
+            assert "content-range" not in ranged.headers
+
+
+def test_no_upgrade(server):
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "x" * 22 + "==",
+        "Sec-WebSocket-Version": "13",
+    }
+    with server.client() as client:
+        assert client.get("/v1/classify", headers=headers).status_code == 405
