@@ -11,7 +11,9 @@ from tests.server.playground.visits import MANY, Served, Visitor
 
 @pytest.fixture(scope="module")
 def served(news_folder, tiny_folder, tmp_path_factory):
-    many = build(tmp_path_factory.mktemp("many") / "many", tiny_folder, MANY, seed=3, r=8, max_length=640)
+    folder = tmp_path_factory.mktemp("many") / "many"
+    calibration = {"method": "none", "temperature": 1.0, "signal": "entropy", "threshold": -0.25}
+    many = build(folder, tiny_folder, MANY, seed=3, r=8, max_length=640, calibration=calibration)
     found = Served([("news", news_folder), ("many", many)], ON_CPU)
     yield found
     found.close()

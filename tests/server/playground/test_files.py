@@ -157,6 +157,9 @@ class TestFiles:
         served.faults.gate.clear()
         page.click("#start")
         wait_until(lambda: len(served.faults.bodies) == 2, "two pieces are on their way")
+        page.drop_file(data)
+        page.wait("document.querySelector('#notice p')")
+        assert page.text("#notice p") == "A file is being classified: let it finish, or cancel it first."
         page.click("#pause")
         assert page.text(".job h2") == "Paused"
         served.faults.gate.set()

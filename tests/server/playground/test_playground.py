@@ -40,7 +40,7 @@ class TestTexts:
 
     def test_where_it_declines(self, page, served):
         page.click("input[value=below]")
-        page.set("#below", "1")
+        page.set("#below", "100")
         page.classify("股市大涨")
         assert served.faults.bodies[-1]["threshold"] == 1
         (result,) = served.ask({"text": "股市大涨"})["results"]
@@ -56,7 +56,31 @@ class TestTexts:
         page.click("input[value=own]")
         page.classify("股市大涨")
         assert "threshold" not in served.faults.bodies[-1]
-        assert page.text("#own-line") == "As the classifier says: below 0.500"
+        assert page.text("#own-line") == "As the classifier says: below 50.0\u202f%"
+
+    def test_where_another_signal_decides(self, page, served):
+        page.set("#model", "many")
+        assert page.text("#own-line") == "As the classifier says: below -0.250"
+        page.click("input[value=below]")
+        assert page.run("[document.querySelector('#below-range').min, document.querySelector('#below').max]") == [
+            "-1",
+            "0",
+        ]
+        page.set("#below", "0.5")
+        page.set("#below", "0")
+        page.classify("股市大涨")
+        assert served.faults.bodies[-1]["threshold"] == 0
+        (result,) = served.ask({"text": "股市大涨", "model": "many"})["results"]
+        assert page.text(".headline .said") == "No answer"
+        assert f"the confidence by entropy, {result['confidence']:.3f}, is below the threshold, 0.000." in page.text(
+            ".why"
+        )
+        assert page.text(".tick") is None, "it is no probability"
+        page.set("#model", "news")
+        assert self.range_of(page) == ["0", "100"]
+
+    def range_of(self, page):
+        return page.run("[document.querySelector('#below-range').min, document.querySelector('#below').max]")
 
     def test_a_shortened_text_is_marked(self, page):
         page.classify("短")
@@ -314,7 +338,7 @@ class TestErrors:
         guarded = Served([("news", news_folder)], ON_CPU, api_key_file=keys)
         try:
             opened.visit(guarded.url)
-            assert opened.text("#notice p") == "The server asks for an API key, and this one or none does not fit."
+            assert opened.text("#notice p") == "The server asks for an API key: type one of its keys in the settings."
             assert opened.run("document.activeElement.id") == "key", "one can type it at once"
             opened.write("wrong-key-of-sixteen")
             opened.press("Enter")

@@ -90,14 +90,16 @@ class TestUse:
         page.press("Enter")
         assert page.run("document.activeElement.getAttribute('aria-expanded')") == "true"
 
+    def focus_shows(self, page):
+        return page.run(
+            "(() => { const n = document.activeElement; if (n === document.body || n.id === 'work') return true;"
+            "const s = getComputedStyle(n);"
+            "return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 1; })()"
+        )
+
     def tab_to(self, page, selector, *, back=False, most=60):
         for _ in range(most):
-            shown = page.run(
-                "(() => { const n = document.activeElement; if (n === document.body || n.id === 'work') return true;"
-                "const s = getComputedStyle(n);"
-                "return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 1; })()"
-            )
-            assert shown, page.run("document.activeElement.outerHTML.slice(0, 200)")
+            assert self.focus_shows(page), page.run("document.activeElement.outerHTML.slice(0, 200)")
             if page.run(f"document.activeElement === document.querySelector({json.dumps(selector)})"):
                 return
             page.press("Tab", shift=back)
@@ -108,23 +110,45 @@ class TestUse:
         page.classify(SENTENCES)
         for tab in ("#tab-texts", "#tab-file", "#tab-history"):
             page.click(tab)
-            nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-            roles = {
-                "button",
-                "textbox",
-                "checkbox",
-                "radio",
-                "combobox",
-                "slider",
-                "spinbutton",
-                "tab",
-                "switch",
-                "link",
-                "searchbox",
-            }
-            used = [n for n in nodes if n.get("role", {}).get("value") in roles and not n.get("ignored")]
-            assert len(used) > 8
-            assert [n["role"]["value"] for n in used if not n.get("name", {}).get("value", "").strip()] == []
+            assert self.nameless(page) == []
+
+    def nameless(self, page):
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        roles = {
+            "button",
+            "textbox",
+            "checkbox",
+            "radio",
+            "combobox",
+            "slider",
+            "spinbutton",
+            "tab",
+            "switch",
+            "link",
+            "searchbox",
+        }
+        used = [n for n in nodes if n.get("role", {}).get("value") in roles and not n.get("ignored")]
+        assert len(used) > 8
+        return [n["role"]["value"] for n in used if not n.get("name", {}).get("value", "").strip()]
+
+    def test_what_is_looked_for_is_found(self, page):
+        """Negative controls: a focus that does not show, a button without a name, a pale text, a wide element."""
+        page.press("Tab")
+        assert self.focus_shows(page)
+        page.run(
+            "{ const s = new CSSStyleSheet(); s.replaceSync('* { outline: none !important }');"
+            "document.adoptedStyleSheets = [s]; }"
+        )
+        assert not self.focus_shows(page)
+        page.run("document.querySelector('main').append(document.createElement('button'))")
+        assert self.nameless(page) == ["button"]
+        assert contrast([150, 150, 150], [255, 255, 255]) < 4.5 < contrast([0, 0, 0], [255, 255, 255])
+        page.run(
+            "{ const n = document.createElement('div'); n.textContent = 'x'; n.style.setProperty('width', '3000px');"
+            "document.querySelector('main').append(n); }"
+        )
+        with pytest.raises(AssertionError):
+            self.fits(page, 1280)
 
     @pytest.mark.parametrize("theme", ["light", "dark"])
     def test_text_stands_out_from_what_is_behind_it(self, page, served, theme):
@@ -132,7 +156,7 @@ class TestUse:
         for behind in ("--card", "--bg"):
             for name in ("--ink", "--soft", "--accent", "--good", "--bad", "--warn"):
                 assert contrast(*(self.color(page, n) for n in (name, behind))) >= 4.5, (name, behind)
-            assert contrast(self.color(page, "--edge"), self.color(page, behind)) >= 2.8, "edges of fields"
+            assert contrast(self.color(page, "--edge"), self.color(page, behind)) >= 3.0, "edges of fields"
         assert contrast(self.color(page, "--on-accent"), self.color(page, "--accent")) >= 4.5
 
     def color(self, page, name):

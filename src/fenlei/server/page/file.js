@@ -108,11 +108,11 @@ function draw() {
 }
 
 function fileView() {
-  const busy = view !== null && view.job.state !== "cancelled" && view.job.state !== "done";
+  const busy = view !== null;
   const sized = [w("rowsCount", { n: whole(table.rows.length) }), w("columnsCount", { n: whole(table.columns.length) }), table.encoding ? table.encoding.toUpperCase() : null];
   return [
     el("div", { class: "line" }, el("div", { class: "file-name" }, el("h2", {}, source.name), el("span", { class: "soft small" }, sized.filter(Boolean).join(" · "))),
-      el("button", { type: "button", disabled: active(), onclick: () => byId("file-input").click() }, w("otherFile"))),
+      el("button", { type: "button", onclick: () => byId("file-input").click() }, w("otherFile"))),
     ...notes(),
     source.bytes ? el("div", { class: "tools" }, columnSelect(busy), encodingSelect(busy), headerChoice(busy)) : null,
     preview(),
@@ -148,9 +148,14 @@ function headerChoice(busy) {
 
 function preview() {
   if (view) return null;
-  const rows = table.rows.slice(0, 3);
+  const texts = [];
+  for (const row of table.rows) {
+    const text = textOf(row);
+    if (text !== null) texts.push(text);
+    if (texts.length === 3) break;
+  }
   return el("div", { class: "preview" }, el("h3", {}, w("preview", { column: table.columns[table.column] })),
-    el("ol", {}, rows.map((row) => el("li", {}, textOf(row)?.slice(0, 240) ?? el("span", { class: "soft" }, w("emptyText"))))));
+    texts.length ? el("ol", {}, texts.map((text) => el("li", {}, text.slice(0, 240)))) : el("p", { class: "note warn" }, w("columnEmpty")));
 }
 
 // What a row sends: null where there is nothing to read.

@@ -147,7 +147,7 @@ function rowLines(i) {
     if (more.hidden && !more.childNodes.length) more.append(el("td", { colspan: "4" }, el("p", { class: "whole" }, text), answerView(r, { rule: data.rule, large: false }), others(i)));
     more.hidden = !more.hidden;
     event.currentTarget.setAttribute("aria-expanded", String(!more.hidden));
-  } }, text.slice(0, 300)) : el("span", { class: "soft" }, text === null ? w("emptyText") : text.slice(0, 300));
+  } }, text.slice(0, 300)) : text === null ? null : el("span", { class: "soft" }, text.slice(0, 300));
   const label = can ? [r.abstained ? el("span", { class: "declined" }, w("noAnswer")) : el("strong", {}, r.label), r.truncated ? [" ", el("span", { class: "tag warn", title: w("cutTitle") }, w("cutShort"))] : null]
     : el("span", { class: r?.problem ? "bad" : "soft" }, why(r));
   return [el("tr", { class: can && r.abstained ? "abstained" : null }, el("td", { class: "row" }, whole(i + 1)), el("td", { class: "text" }, cell), el("td", { class: "label" }, label),

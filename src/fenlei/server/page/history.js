@@ -34,7 +34,8 @@ function stored() {
 
 const fits = (e) => e && typeof e === "object" && Array.isArray(e.texts) && Array.isArray(e.results) && e.texts.length > 0
   && e.texts.length === e.results.length && e.body && e.rule && e.texts.every((t) => typeof t === "string")
-  && e.results.every((r) => r && typeof r.label === "string" && typeof r.probability === "number" && r.probabilities);
+  && e.results.every((r) => r && typeof r.label === "string" && typeof r.probability === "number" && r.probabilities
+    && (!r.explanation || Array.isArray(r.explanation.sentences)));
 
 // The newest entries that fit; none at all where the box is not ticked.
 function store() {

@@ -1,6 +1,6 @@
 // One answer: its label in large, bars, what is to be said about it; and many answers as a list.
 import { effectsView } from "./effects.js";
-import { characters, el, fixed, isNumber, milliseconds, percent, say, w, whole } from "./view.js";
+import { characters, el, fixed, isNumber, milliseconds, percent, say, thresholdText, w, whole } from "./view.js";
 
 const FIRST_BARS = 5;
 
@@ -29,7 +29,7 @@ export function bars(pairs, { threshold = null, abstained = false, first = FIRST
 export function declined(result, rule) {
   if (!result.abstained) return null;
   const confidence = isNumber(result.confidence) ? result.confidence : result.probability;
-  const values = { c: fixed(confidence, 3), t: fixed(rule.threshold, 3), label: result.label, p: percent(result.probability) };
+  const values = { c: fixed(confidence, 3), t: thresholdText(rule.threshold, rule.signal), label: result.label, p: percent(result.probability) };
   return el("p", { class: "why" }, isNumber(rule.threshold) ? w(rule.signal === "max_probability" ? "declined" : "declinedBy", { ...values, signal: w(`signal_${rule.signal}`) }) : w("declinedPlain", values));
 }
 
@@ -49,7 +49,7 @@ export function answerView(result, { rule, explain, large = true }) {
   if (why) box.append(why);
   const ticked = rule.signal === "max_probability" ? rule.threshold : null;
   box.append(el("div", { class: "probabilities", role: "group", "aria-label": w("probabilities") }, ...bars(pairs, { threshold: ticked, abstained: result.abstained })));
-  if (isNumber(ticked) && ticked > 0) box.append(el("p", { class: "soft small legend" }, el("span", { class: "tick-key", "aria-hidden": "true" }), w("tickLegend", { t: fixed(ticked, 3) })));
+  if (isNumber(ticked) && ticked > 0) box.append(el("p", { class: "soft small legend" }, el("span", { class: "tick-key", "aria-hidden": "true" }), w("tickLegend", { t: percent(ticked) })));
   box.append(effectsPlace(result, explain));
   return box;
 }

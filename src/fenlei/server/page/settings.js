@@ -1,10 +1,11 @@
 // Which classifier is asked, among which labels, when it may decline, and with which key.
 import { models as fetchModels } from "./api.js";
-import { byId, el, fixed, isNumber, onLanguage, w, whole } from "./view.js";
+import { byId, el, isNumber, onLanguage, thresholdText, w, whole } from "./view.js";
 
 const MOST_SHOWN = 200;
-// What a confidence can be, by signal; the last one has no lower end.
-const RANGES = { max_probability: [0, 1, 0.01], entropy: [-1, 0, 0.01], answer_likelihood: [-20, 0, 0.1] };
+// What a confidence can be, by signal: lowest, highest, step, and what they are multiplied by to be shown. The last one
+// has no lower end.
+const RANGES = { max_probability: [0, 100, 1, 100], entropy: [-1, 0, 0.01, 1], answer_likelihood: [-20, 0, 0.1, 1] };
 const ALWAYS = 1; // a threshold above every confidence: no row is answered
 const WIDE = window.matchMedia("(min-width: 900px)");
 export const settings = { models: [], model: null, chosen: new Set(), abstain: "own", below: 0.5, key: "" };
@@ -51,20 +52,21 @@ export function startSettings({ onKey }) {
   for (const radio of document.querySelectorAll("input[name=abstain]")) radio.addEventListener("change", () => { settings.abstain = radio.value; drawAbstain(); drawLine(); });
   byId("below-range").addEventListener("input", (event) => setBelow(event.target.value, "below"));
   byId("below").addEventListener("input", (event) => setBelow(event.target.value, "below-range"));
-  byId("below").addEventListener("change", () => { byId("below").value = settings.below; });
+  byId("below").addEventListener("change", drawAbstain);
   byId("candidates-search").addEventListener("input", drawCandidates);
   byId("candidates-all").addEventListener("click", () => { settings.chosen.clear(); drawCandidates(); drawLine(); byId("candidates-fold").querySelector("summary").focus(); });
   byId("key-form").addEventListener("submit", (event) => { event.preventDefault(); settings.key = byId("key").value.trim(); drawKey(); onKey(); });
   onLanguage(drawSettings);
 }
 
-const rangeNow = () => RANGES[current()?.signal] || RANGES.max_probability;
+const signalNow = () => (Object.hasOwn(RANGES, current()?.signal ?? "") ? current().signal : "max_probability");
+const rangeNow = () => RANGES[signalNow()];
 
 function setBelow(value, other) {
   const n = Number(value);
-  const [low, high] = rangeNow();
+  const [low, high, , scale] = rangeNow();
   if (value === "" || !(n >= low && n <= high)) return;
-  settings.below = n;
+  settings.below = n / scale;
   byId(other).value = value;
   drawLine();
 }
@@ -89,14 +91,15 @@ function drawSettings() {
 
 function drawAbstain() {
   const own = current()?.threshold;
-  byId("own-line").textContent = !isNumber(own) ? w("abstainOwnNever") : own > ALWAYS ? w("abstainOwnAlways") : w("abstainOwn", { t: fixed(own, 3) });
+  byId("own-line").textContent = !isNumber(own) ? w("abstainOwnNever") : own > ALWAYS ? w("abstainOwnAlways") : w("abstainOwn", { t: thresholdText(own, signalNow()) });
   byId("below-row").hidden = settings.abstain !== "below";
-  const [low, high, step] = rangeNow();
-  if (settings.below < low || settings.below > high) settings.below = (low + high) / 2;
+  const [low, high, step, scale] = rangeNow();
+  if (settings.below * scale < low || settings.below * scale > high) settings.below = (low + high) / 2 / scale;
   for (const id of ["below-range", "below"]) {
-    Object.assign(byId(id), { min: low, max: high, step });
-    byId(id).value = settings.below;
+    Object.assign(byId(id), { min: low, max: high, step: id === "below" ? "any" : step });
+    byId(id).value = Number((settings.below * scale).toFixed(6));
   }
+  byId("below-unit").hidden = scale === 1;
 }
 
 function drawKey() {
@@ -111,7 +114,7 @@ function candidatesWords() {
 function drawLine() {
   byId("candidates-line").textContent = candidatesWords();
   byId("candidates-all").hidden = settings.chosen.size === 0;
-  const rule = settings.abstain === "never" ? w("abstainNever") : settings.abstain === "below" ? w("belowShort", { t: fixed(settings.below) }) : null;
+  const rule = settings.abstain === "never" ? w("abstainNever") : settings.abstain === "below" ? w("belowShort", { t: thresholdText(settings.below, signalNow()) }) : null;
   byId("settings-line").textContent = [settings.model, settings.chosen.size ? candidatesWords() : null, rule].filter(Boolean).join(" · ");
   byId("serving").textContent = settings.model ?? "";
 }

@@ -47,6 +47,9 @@ export function percent(v, digits = 1) {
   return `${(100 * v).toFixed(digits)}${space}%`;
 }
 
+// A threshold for the probability reads as probabilities do; other signals are plain numbers.
+export const thresholdText = (v, signal) => (signal === "max_probability" ? percent(v) : fixed(v, 3));
+
 // A change of a probability in percentage points.
 export function points(v) {
   if (!isNumber(v)) return "–";

@@ -16,7 +16,7 @@ export const EN = {
   classify: "Classify", clear: "Clear", cancel: "Cancel", working: "Working…", noText: "There is no text yet: type or paste one.", cancelled: "Cancelled. Nothing was answered.",
 
   result: "Answer", probabilities: "Probabilities", noAnswer: "No answer", mostProbable: "Most probable: {label}, {p}",
-  declined: "{label} is the most probable label, but {p} is less than the threshold asks for ({t}).",
+  declined: "{label} is the most probable label, but its probability of {p} is below the threshold of {t}.",
   declinedBy: "{label} is the most probable label ({p}), but the confidence by {signal}, {c}, is below the threshold, {t}.",
   declinedPlain: "{label} is the most probable label ({p}), but the confidence, {c}, is too low for an answer.",
   signal_max_probability: "probability", signal_entropy: "entropy", signal_answer_likelihood: "likelihood of the answer",
@@ -38,7 +38,7 @@ export const EN = {
   dropTitle: "Drop a file of texts here", chooseFile: "Choose a file", otherFile: "Another file",
   dropNote: "CSV, TSV, JSON Lines, JSON, or plain text with a text a line. The file is read in this browser; only the texts are sent, to this server.",
   pastedName: "Pasted lines", fileRead: "{name}: {n} rows were read.", rowsCount: "{n} rows", rowsCount_one: "{n} row", columnsCount: "{n} columns", columnsCount_one: "{n} column",
-  textColumn: "Column with the text", encoding: "Encoding", encodingFound: "Recognised {encoding}", headerRow: "The first row holds names", preview: "First texts in “{column}”", emptyText: "no text",
+  textColumn: "Column with the text", encoding: "Encoding", encodingFound: "Recognised {encoding}", headerRow: "The first row holds names", preview: "First texts in “{column}”", columnEmpty: "This column is empty: choose another one.", emptyText: "no text",
   classifyAll: "Classify {n} rows", classifyAll_one: "Classify {n} row", jobFirst: "A file is being classified: let it finish, or cancel it first.",
   fieldCount: "{n} rows have another number of fields than the first row (the first such row: {first}).", fieldCount_one: "Row {first} has another number of fields than the first row.",
   lineJson: "{n} lines are no JSON and were left out (the first such line: {first}).", lineJson_one: "Line {first} is no JSON and was left out.",
@@ -67,7 +67,7 @@ export const EN = {
 
   serverSays: "The server says:", dismiss: "Dismiss",
   error_network: "The server cannot be reached. Is it still running?", error_odd: "The answer is not what this page expects. Do page and server belong together? Reload the page.",
-  error_key: "The server asks for an API key, and this one or none does not fit.", error_forbidden: "The server does not allow this request.",
+  error_key: "The server asks for an API key: type one of its keys in the settings.", error_forbidden: "The server does not allow this request.",
   error_missing: "The server does not know this, perhaps because the classifier was removed. Reload the page.", error_slow: "The server took too long.",
   error_bad: "The server cannot take this request as it is.", error_large: "This is more than the server takes at once.", error_busy: "The server is busy. Try again in a moment.",
   error_away: "The server is starting or shutting down. Try again in a moment.", error_server: "Something went wrong on the server (status {status}). Its log says more.", error_cancelled: "Cancelled.",

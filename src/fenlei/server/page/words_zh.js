@@ -16,7 +16,7 @@ export const ZH = {
   classify: "分类", clear: "清空", cancel: "取消", working: "处理中…", noText: "还没有文本，请输入或粘贴。", cancelled: "已取消，没有得到答案。",
 
   result: "答案", probabilities: "概率", noAnswer: "拒答", mostProbable: "最可能是{label}，{p}",
-  declined: "最可能的标签是“{label}”，但概率 {p} 没有达到阈值（{t}）。",
+  declined: "最可能的标签是“{label}”，但其概率 {p} 低于阈值 {t}。",
   declinedBy: "最可能的标签是“{label}”（{p}），但以{signal}衡量的置信度 {c} 低于阈值 {t}。",
   declinedPlain: "最可能的标签是“{label}”（{p}），但置信度 {c} 太低，不予作答。",
   signal_max_probability: "概率", signal_entropy: "熵", signal_answer_likelihood: "答案似然",
@@ -38,7 +38,7 @@ export const ZH = {
   dropTitle: "把文本文件拖到这里", chooseFile: "选择文件", otherFile: "换一个文件",
   dropNote: "支持 CSV、TSV、JSON Lines、JSON，以及每行一条文本的纯文本。文件在浏览器中读取，只把文本发送到本服务器。",
   pastedName: "粘贴的文本", fileRead: "{name}：读入 {n} 行。", rowsCount: "{n} 行", columnsCount: "{n} 列",
-  textColumn: "文本所在的列", encoding: "编码", encodingFound: "自动识别 {encoding}", headerRow: "首行是列名", preview: "“{column}”列的前几条", emptyText: "没有文本",
+  textColumn: "文本所在的列", encoding: "编码", encodingFound: "自动识别 {encoding}", headerRow: "首行是列名", preview: "“{column}”列的前几条", columnEmpty: "这一列是空的，请选择另一列。", emptyText: "没有文本",
   classifyAll: "分类 {n} 行", jobFirst: "正在分类一个文件：请等它完成，或先取消。",
   fieldCount: "{n} 行的字段数与首行不同（最早是第 {first} 行）。",
   lineJson: "{n} 行不是 JSON，已略去（最早是第 {first} 行）。",
@@ -67,7 +67,7 @@ export const ZH = {
 
   serverSays: "服务器的说明：", dismiss: "关闭",
   error_network: "无法连接服务器，它还在运行吗？", error_odd: "收到的答案不是本页所期待的。页面与服务器版本一致吗？请刷新页面。",
-  error_key: "服务器要求 API 密钥，未填或所填的不对。", error_forbidden: "服务器不允许这个请求。",
+  error_key: "服务器要求 API 密钥：请在设置中填写有效的密钥。", error_forbidden: "服务器不允许这个请求。",
   error_missing: "服务器找不到所请求的内容，可能分类器已被移除。请刷新页面。", error_slow: "服务器用时过长。",
   error_bad: "服务器无法处理这个请求。", error_large: "内容超过服务器一次能处理的量。", error_busy: "服务器繁忙，请稍后再试。",
   error_away: "服务器正在启动或关闭，请稍后再试。", error_server: "服务器出错（状态 {status}），详情见其日志。", error_cancelled: "已取消。",
