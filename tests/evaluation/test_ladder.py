@@ -8,7 +8,7 @@ import random
 import pytest
 
 from fenlei.errors import DataError
-from fenlei.evaluation.ladder import Rung, build_ladder
+from fenlei.evaluation.ladder import Rung, build_ladder, ladder_lines
 from fenlei.evaluation.notes import ENGLISH, Note, because, reason
 from fenlei.inference.ladder import sample_rows
 from fenlei.modeling.prediction import Prediction
@@ -76,6 +76,16 @@ def test_notes_are_english_sentences_and_keys_for_other_languages():
     assert rung["note"] == "learned from 300 training rows; C=0.2, min_df=2, chosen on dev rows"
     assert [n["key"] for n in rung["notes"]] == ["learned_from", "chosen_on_dev"]
     assert rung["notes"][0]["values"] == {"rows": 300}
+
+
+def test_a_ladder_in_words():
+    ladder = ladder_of(0.6, 0.95, left_out={"zero_shot": Note("too_short", {"rows": 30})})
+    lines = ladder_lines(ladder)
+    tuned = ladder["rungs"][2]
+    low, high = tuned["accuracy_interval"]
+    assert lines[2].startswith(f"model, tuned: accuracy {tuned['accuracy']:.3f} ({low:.3f} to {high:.3f}), macro-F1 0.")
+    assert lines[3] == f"model, zero-shot: not measured: {ladder['rungs'][3]['note']}"
+    assert lines[4:] == [ladder["verdict"]]
 
 
 def test_the_reason_of_an_error():

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
-from fenlei.evaluation import evaluate_predictions
-from fenlei.evaluation.pictures import reliability_png, risk_coverage_png
+from fenlei.evaluation import evaluate_predictions, pictures
+from fenlei.evaluation.pictures import classes_png, ladder_png, reliability_png, risk_coverage_png
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import make_predictions
 from fenlei.tracking import confusion
@@ -23,7 +24,7 @@ def metrics():
     return evaluate_predictions(gold, said, names, calibration=calibration)
 
 
-@pytest.mark.parametrize("draw", [reliability_png, risk_coverage_png])
+@pytest.mark.parametrize("draw", [reliability_png, risk_coverage_png, classes_png])
 def test_drawn(tmp_path, metrics, draw, recwarn):
     path = draw(metrics, tmp_path / "p.png", title="测试集 $x_1")
     with Image.open(path) as picture:
@@ -32,6 +33,71 @@ def test_drawn(tmp_path, metrics, draw, recwarn):
     assert len(colours) > 50
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
     assert not [w for w in recwarn if "Glyph" in str(w.message)], "a title without a font would be boxes"
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def figure_of(draw, *args, **more):
+    with pytest.MonkeyPatch.context() as patch:
+        kept = []
+        patch.setattr(pictures, "save_figure", lambda figure, path: kept.append(figure) or path)
+        draw(*args, **more)
+    return kept[0]
+
+
+def texts_of(draw, *args, **more):
+    return [text.get_text() for text in figure_of(draw, *args, **more).findobj(Text)]
+
+
+def test_the_weakest_classes_come_first_and_of_many_no_others(tmp_path, metrics):
+    lowest = sorted(metrics["per_class"], key=lambda label: metrics["per_class"][label]["f1"])
+    axes = figure_of(classes_png, metrics, tmp_path / "c.png").axes[0]
+    found = [text.get_text() for text in axes.get_yticklabels()]
+    assert axes.yaxis_inverted(), "the first one is on top"
+    support = [metrics["per_class"][label]["support"] for label in lowest]
+    assert found == [f"{label} ({n})" for label, n in zip(lowest, support, strict=True)]
+    row = {"precision": 0.5, "recall": 0.5, "support": 3}
+    many = {f"label {i}": {**row, "f1": i / 100} for i in range(100)} | {"absent": {**row, "f1": 0.0, "support": 0}}
+    texts = texts_of(classes_png, {"per_class": many}, tmp_path / "c.png", title="test set")
+    assert "test set: the 60 of 100 classes with the lowest F1" in texts
+    assert "label 59 (3)" in texts
+    assert "label 60 (3)" not in texts
+    assert "absent (0)" not in texts
+    high, low = classes_png({"per_class": many}, tmp_path / "many.png"), classes_png(metrics, tmp_path / "few.png")
+    assert size_of(high)[1] > 3 * size_of(low)[1]
+
+
+def test_classes_without_a_font_are_numbered(tmp_path, metrics, monkeypatch, recwarn):
+    monkeypatch.setattr(confusion, "_cjk_candidates", lambda: [])
+    texts = texts_of(classes_png, metrics, tmp_path / "c.png")
+    assert any("1 = \\u" in text for text in texts), "the key"
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_the_ladder_with_its_intervals(tmp_path):
+    rungs = [
+        {"key": "majority", "title": "most frequent class", "rows": 50, "accuracy": 0.0,
+         "accuracy_interval": [0.0, 0.07], "macro_f1": 0.2, "macro_f1_interval": [0.21, 0.3]},
+        {"key": "few_shot", "title": "model, few-shot", "accuracy": None, "note": "no time", "notes": []},
+        {"key": "tuned", "title": "model, tuned", "rows": 50, "accuracy": 1.0, "accuracy_interval": [0.93, 1.0],
+         "macro_f1": 1.0, "macro_f1_interval": [1.0, 1.0]},
+    ]  # fmt: skip
+    ladder = {"rungs": rungs, "level": 0.95, "verdict": None}
+    texts = texts_of(ladder_png, ladder, tmp_path / "l.png", title="阶梯")
+    assert {
+        "most frequent class (50)",
+        "model, tuned (50)",
+        "0.000",
+        "1.000",
+        "in brackets: rows; bars: 95% intervals",
+    } <= set(texts)
+    assert not [text for text in texts if "few-shot" in text], "not measured"
+    size = size_of(ladder_png(ladder, tmp_path / "l.png"))
+    assert size[0] > 700
+    assert [p.name for p in tmp_path.iterdir()] == ["l.png"]
 
 
 def test_before_and_after_side_by_side(tmp_path, metrics):

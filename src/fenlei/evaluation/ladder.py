@@ -112,6 +112,25 @@ def build_ladder(
     }
 
 
+def ladder_lines(ladder: Mapping[str, Any]) -> list[str]:
+    """A ladder in words: a line a rung, then the verdict.
+
+    Args:
+        ladder: of :func:`build_ladder`.
+    """
+    lines = []
+    for rung in ladder["rungs"]:
+        if rung["accuracy"] is None:
+            lines.append(f"{rung['title']}: not measured: {rung['note']}")
+            continue
+        figures = [
+            f"{words} {rung[key]:.3f} ({rung[f'{key}_interval'][0]:.3f} to {rung[f'{key}_interval'][1]:.3f})"
+            for key, words in METRICS.items()
+        ]
+        lines.append(f"{rung['title']}: {', '.join(figures)}, {rung['rows']} rows")
+    return [*lines, *([ladder["verdict"]] if ladder["verdict"] else [])]
+
+
 def _comparisons(gold: Sequence[str], rungs: Sequence[Rung], samples: int) -> list[dict[str, Any]]:
     pairs = list(pairwise(rungs))
     named = {rung.name: rung for rung in rungs}

@@ -1,4 +1,4 @@
-"""Reliability diagram and risk-coverage curve as pictures."""
+"""Reliability diagram, risk-coverage curve, classes and baseline ladder as pictures."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fenlei.tracking.confusion import save_figure, title_style
+from fenlei.tracking.confusion import save_figure, title_style, writable_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DPI = 120
+_MOST_CLASSES = 60
+_BAR_INCH = 0.62
 
 
 def reliability_png(metrics: Mapping[str, Any], path: Path, title: str = "") -> Path:
@@ -99,4 +101,96 @@ def risk_coverage_png(metrics: Mapping[str, Any], path: Path, title: str = "") -
     axes.legend(loc="upper left", fontsize=8)
     text, style = title_style(f"{title}, AURC {metrics['aurc']:.4f}" if title else f"AURC {metrics['aurc']:.4f}")
     axes.set_title(text, fontsize=11, **style)
+    return save_figure(figure, Path(path))
+
+
+def classes_png(metrics: Mapping[str, Any], path: Path, title: str = "") -> Path:
+    """Draws precision, recall and F1 of each class, the one with the lowest F1 on top; of many, the lowest 60.
+
+    Args:
+        metrics: from :func:`fenlei.evaluation.evaluate_predictions`.
+        path: the PNG file to write.
+        title: text above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ordered = sorted((row["f1"], label) for label, row in metrics["per_class"].items() if row["support"])
+    shown = [label for _, label in ordered[:_MOST_CLASSES]]
+    if len(shown) < len(ordered):
+        title = f"{title}: the {len(shown)} of {len(ordered)} classes with the lowest F1".removeprefix(": ")
+    names, text, fonts, key = writable_names(shown, title)
+    height = 1.6 + _BAR_INCH * len(shown) + 0.2 * len(key)
+    figure = Figure(figsize=(7.2, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (measure, colour) in enumerate(
+        (("precision", "tab:orange"), ("recall", "tab:green"), ("f1", "tab:blue"))
+    ):
+        values = [metrics["per_class"][label][measure] for label in shown]
+        spots = [i + 0.27 * (place - 1) for i in range(len(shown))]
+        axes.barh(spots, values, 0.25, color=colour, label="F1" if measure == "f1" else measure)
+        if measure == "f1":
+            for spot, value in zip(spots, values, strict=True):
+                axes.text(value + 0.01, spot, f"{value:.2f}", va="center", fontsize=7)
+    style: dict[str, Any] = {"family": fonts, "parse_math": False}
+    rows = (metrics["per_class"][label]["support"] for label in shown)
+    ticks = [f"{name} ({count})" for name, count in zip(names, rows, strict=True)]
+    axes.set_yticks(range(len(shown)), ticks, fontsize=9, **style)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.set_xlabel("in brackets: rows of the class")
+    axes.set_title(text, fontsize=11, **style)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    if key:
+        figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
+    return save_figure(figure, Path(path))
+
+
+def ladder_png(ladder: Mapping[str, Any], path: Path, title: str = "") -> Path:
+    """Draws accuracy and macro-F1 of each rung of the baseline ladder with their 95 % confidence intervals.
+
+    Args:
+        ladder: from :func:`fenlei.evaluation.ladder.build_ladder`; rungs that were not measured are left out.
+        path: the PNG file to write.
+        title: text above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rungs = [rung for rung in ladder["rungs"] if rung["accuracy"] is not None]
+    figure = Figure(figsize=(7.2, 1.6 + _BAR_INCH * len(rungs)), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (key, words, colour) in enumerate(
+        (("accuracy", "accuracy", "tab:blue"), ("macro_f1", "macro-F1", "tab:gray"))
+    ):
+        spots = [i + 0.36 * (place - 0.5) for i in range(len(rungs))]
+        values = [rung[key] for rung in rungs]
+        ends = [rung[f"{key}_interval"] for rung in rungs]
+        # an interval by bootstrap need not hold the figure itself
+        reach = [
+            [max(0.0, v - e[0]) for v, e in zip(values, ends, strict=True)],
+            [max(0.0, e[1] - v) for v, e in zip(values, ends, strict=True)],
+        ]
+        axes.barh(
+            spots, values, 0.34, xerr=reach, color=colour, alpha=0.75, label=words, capsize=3, error_kw={"linewidth": 1}
+        )
+        for spot, value, end in zip(spots, values, ends, strict=True):
+            axes.text(max(value, end[1]) + 0.015, spot, f"{value:.3f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rungs)), [f"{rung['title']} ({rung['rows']})" for rung in rungs], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.set_xlabel(f"in brackets: rows; bars: {ladder['level']:.0%} intervals")
+    text, style = title_style(title)
+    axes.set_title(text, fontsize=11, **style)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return save_figure(figure, Path(path))

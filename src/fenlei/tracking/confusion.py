@@ -68,21 +68,14 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     n = len(labels)
     if n == 0 or counts.shape != (n, n):
         raise ValueError(f"expected a confusion matrix of {n} x {n} for {n} labels, found shape {counts.shape}")
-    names = [_tidy(label) for label in labels]
-    fonts = _fonts_for("".join(names) + _tidy(title, 200))
-    key: list[str] = []
-    if fonts is None:
-        fonts = (_DEFAULT_FONT,)
-        key = [f"{i + 1} = {_tidy(_ascii(name), _MOST_KEY)}" for i, name in enumerate(names)]
-        names, title = [str(i + 1) for i in range(n)], _ascii(title)
-
+    names, title, fonts, key = writable_names(labels, title)
     side = max(2.5, _CELL_INCH * n)
     widest = max(len(line) for line in names)
     margin = 1.2 + 0.13 * widest
     below = 0.22 * len(key)
     figure = Figure(figsize=(side + margin + 1.2, side + margin + 0.6 + below), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    _draw(figure.add_subplot(), counts, names, _tidy(title, 200), list(fonts))
+    _draw(figure.add_subplot(), counts, names, title, fonts)
     if key:
         figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
     return save_figure(figure, Path(path))
@@ -120,6 +113,25 @@ def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str
             )
     bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8)
     bar.set_label("share of the row")
+
+
+def writable_names(labels: Sequence[str], title: str) -> tuple[list[str], str, list[str], list[str]]:
+    """Labels and title as the installed fonts can write them.
+
+    Args:
+        labels: the labels, in the order of the picture.
+        title: what stands above it.
+
+    Returns:
+        Names, title, font families, and a key: where no font can write the labels, the names are numbers and the key
+        says which label is which, by code points. Otherwise it is empty.
+    """
+    names, line = [_tidy(label) for label in labels], _tidy(title, 200)
+    fonts = _fonts_for("".join(names) + line)
+    if fonts is not None:
+        return names, line, list(fonts), []
+    key = [f"{i} = {_tidy(_ascii(name), _MOST_KEY)}" for i, name in enumerate(names, 1)]
+    return [str(i) for i in range(1, len(names) + 1)], _ascii(line), [_DEFAULT_FONT], key
 
 
 def title_style(title: str) -> tuple[str, dict[str, Any]]:

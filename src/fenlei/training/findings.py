@@ -11,11 +11,13 @@ from rich.console import Console
 
 from fenlei.config import RunConfig
 from fenlei.durable import write_json
+from fenlei.evaluation.ladder import ladder_lines
 from fenlei.evaluation.noise import rank_label_errors
+from fenlei.evaluation.pictures import ladder_png
 from fenlei.inference.ladder import LadderData, measure_ladder
 from fenlei.inference.predictor import Predictor
 from fenlei.prompting.plain import clean
-from fenlei.tracking import Record
+from fenlei.tracking import Record, TrackerGroup
 from fenlei.training.data import TrainingData
 from fenlei.training.report import Scored
 
@@ -35,10 +37,11 @@ def report_ladder(
     best_step: int,
     folder: Path,
     record: Record,
+    trackers: TrackerGroup,
     console: Console,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any] | None:
-    """The ladder on the test rows, or on the dev rows without any; written to ``ladder.json``.
+    """The ladder on the test rows, or on the dev rows without any; written to ``ladder.json`` and ``ladder.png``.
 
     Args:
         config: the settings.
@@ -48,8 +51,9 @@ def report_ladder(
         test: test rows and its predictions.
         steps: optimizer steps done.
         best_step: the step whose weights are used.
-        folder: gets ``ladder.json``.
+        folder: gets both files.
         record: gets the figures of the rungs.
+        trackers: get the picture, and the ladder in words.
         console: progress.
         progress: called between batches.
 
@@ -80,6 +84,9 @@ def report_ladder(
         figures = {key: float(rung[key]) for key in ("accuracy", "macro_f1", "rows", "seconds")}
         # final: a resume takes it back and writes it anew
         record.write("ladder", best_step, final=True, rung=rung["key"], **figures)
+    picture = ladder_png(ladder, folder / "ladder.png", title=f"baseline ladder, {part} set")
+    trackers.log_image("ladder/intervals", picture, best_step, caption=f"{part}: baselines and the tuned model")
+    trackers.log_text("ladder/table", "\n".join(ladder_lines(ladder)), best_step)
     return ladder
 
 

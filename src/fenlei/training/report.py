@@ -16,7 +16,7 @@ from fenlei.durable import write_bytes, write_json
 from fenlei.errors import ConfigError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.calibration import fit_calibration
-from fenlei.evaluation.pictures import reliability_png, risk_coverage_png
+from fenlei.evaluation.pictures import classes_png, reliability_png, risk_coverage_png
 from fenlei.inference.records import json_line, make_record
 from fenlei.modeling.calibration import Calibration, check_settings
 from fenlei.modeling.prediction import Prediction, recalibrate
@@ -120,9 +120,11 @@ def report_part(
     confusion = confusion_matrix_png(metrics["confusion"], labels, folder / f"confusion-{part}.png", title=title)
     reliability = reliability_png(metrics, folder / f"reliability-{part}.png", title=title)
     risk = risk_coverage_png(metrics, folder / f"risk-coverage-{part}.png", title=title)
+    classes = classes_png(metrics, folder / f"classes-{part}.png", title=title)
     trackers.log_image(f"{part}/confusion_matrix", confusion, step, caption=f"{part}: rows right, columns predicted")
     trackers.log_image(f"{part}/reliability", reliability, step, caption=f"{part}: before and after calibration")
     trackers.log_image(f"{part}/risk_coverage", risk, step, caption=f"{part}: errors among the rows answered")
+    trackers.log_image(f"{part}/classes", classes, step, caption=f"{part}: the classes with the lowest F1 first")
     trackers.log_text(f"{part}/samples", _samples(scored), step)
     return metrics
 

@@ -219,7 +219,7 @@ class _Session:
             # after everything that is chosen or fitted
             test_rows = self._scored(self.data.test)
             test = self._report("test", test_rows, best.step, record, trackers)
-            ladder = self._compare(dev_rows, test_rows, steps, best.step, record)
+            ladder = self._compare(dev_rows, test_rows, steps, best.step, record, trackers)
             publish(self.run_dir, cost, best.step, self.console, trackers)
             record.sync()
             status = "completed"
@@ -243,7 +243,9 @@ class _Session:
             ladder=ladder,
         )
 
-    def _compare(self, dev: Scored, test: Scored, steps: int, best_step: int, record: Record) -> dict[str, Any] | None:
+    def _compare(
+        self, dev: Scored, test: Scored, steps: int, best_step: int, record: Record, trackers: TrackerGroup
+    ) -> dict[str, Any] | None:
         folder = self.run_dir / "report"
         report_label_errors(dev, folder)
         return report_ladder(
@@ -256,6 +258,7 @@ class _Session:
             best_step=best_step,
             folder=folder,
             record=record,
+            trackers=trackers,
             console=self.console,
             progress=self.interruption.check,
         )
