@@ -1,0 +1,103 @@
+"""Promise 17 by machine: requests made from our own OpenAPI description, good and bad, over a socket.
+
+The same requests every time; `make soak` makes many more, other ones each time.
+"""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.server.process import Server
+
+OPERATIONS = [
+    ("POST", "/v1/classify"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"), ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/metrics"),
+]  # fmt: skip
+ADMIN = [("POST", "/v1/admin/models"), ("DELETE", "/v1/admin/models/{name}")]
+# what a description in JSON Schema cannot say: which labels and classifiers there are, and that fields go together
+KNOWN = {"unknown_candidate", "model_not_found", "no_user_message", "invalid_request", "path_not_allowed",
+         "not_a_classifier"}  # fmt: skip
+KEY = "k" * 32
+BOTH = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("schemathesis")
+    (folder / "keys").write_text(KEY, "utf-8")
+    arguments = ["news", "--api-key-file", folder / "keys", "--admin", "--admin-root", folder, "--no-access-log"]
+    with Server(arguments, hold=folder / "hold") as found:
+        yield found
+
+
+def probe(server, method, path, mode, examples, *, again=True):
+    """Sends requests for an operation and checks each answer against the description."""
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    statuses = set()
+
+    @given(case=schema[path][method].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples, derandomize=again, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    def send(case):
+        answer = case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
+        statuses.add(answer.status_code)
+        assert answer.headers["x-content-type-options"] == ["nosniff"]
+        if mode is GenerationMode.POSITIVE and answer.status_code >= 400:
+            assert answer.json()["error"]["code"] in KNOWN, answer.text
+
+    send()
+    with server.client(headers=headers) as client:
+        assert client.post("/v1/classify", json={"text": "好"}).status_code == 200
+    return statuses
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS + ADMIN, ids=lambda v: v)
+def test_good_requests(server, method, path):
+    statuses = probe(server, method, path, GenerationMode.POSITIVE, 40)
+    if (method, path) in OPERATIONS[:4]:
+        assert 200 in statuses
+
+
+@pytest.mark.parametrize(("method", "path"), [*OPERATIONS[:3], ADMIN[0]], ids=lambda v: v)
+def test_bad_requests(server, method, path):
+    statuses = probe(server, method, path, GenerationMode.NEGATIVE, 40)
+    # a few are good after all, e.g. where an unknown query parameter was added; schemathesis knows which
+    assert statuses & {400, 422}
+    assert max(statuses) < 500
+
+
+def test_the_description_names_every_route(server):
+    with server.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == {*OPERATIONS, *ADMIN}
+
+
+def test_a_wrong_description_is_noticed(server):
+    """Negative control: a description that promises something else."""
+    with server.client() as client:
+        raw = client.get("/openapi.json").json()
+    raw["components"]["schemas"]["Health"]["properties"]["status"]["type"] = "integer"
+    schema = schemathesis.openapi.from_dict(raw)
+
+    @given(case=schema["/health/live"]["GET"].as_strategy())
+    @settings(max_examples=1, derandomize=True, database=None, deadline=None)
+    def send(case):
+        case.call_and_validate(base_url=server.url)
+
+    with pytest.raises(BaseException, match="integer"):
+        send()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", BOTH)
+@pytest.mark.parametrize(("method", "path"), [*OPERATIONS[:3], *ADMIN], ids=lambda v: v)
+def test_many_requests(server, method, path, mode):
+    if mode is GenerationMode.NEGATIVE and method == "DELETE":
+        pytest.skip("a path has no wrong values")
+    probe(server, method, path, mode, 3000, again=False)
