@@ -106,7 +106,7 @@ def test_swagger_ui_in_a_browser(tmp_path):
         try:
             browser.call("Page.navigate", url=f"{server.url}/docs")
             deadline = time.monotonic() + 120
-            while browser.run("document.documentElement.dataset.ready") != "yes":
+            while browser.run("document.documentElement?.dataset.ready") != "yes":
                 assert time.monotonic() < deadline, browser.console
                 time.sleep(0.1)
             shown = browser.run("document.body.innerText")
@@ -119,5 +119,11 @@ def test_swagger_ui_in_a_browser(tmp_path):
             )
             assert not [line for line in browser.console if "Content Security Policy" in line], browser.console
             assert [url for url in browser.requests if not url.startswith((server.url, "data:", "about:"))] == []
+            # negative control: markup that got into the page would not run, and it would be told
+            browser.run(
+                "document.body.append(Object.assign(document.createElement('script'), {textContent: 'bad = 1'})), 1"
+            )
+            assert browser.run("typeof bad") == "undefined"
+            assert [line for line in browser.console if "Content Security Policy" in line]
         finally:
             browser.close()
