@@ -181,7 +181,8 @@ def test_the_demo_on_the_tiny_model(fenlei, tmp_path, tiny_folder, monkeypatch):
     assert code == 0, err
     assert "zero-shot" in out
     assert "tuned" in out
-    for line in ("fenlei-demo/classifier", "fenlei-demo/metrics.jsonl", "fenlei predict fenlei-demo"):
+    page = "report      fenlei-demo/report/index.html"
+    for line in ("fenlei-demo/classifier", "fenlei-demo/metrics.jsonl", page, "fenlei predict fenlei-demo"):
         assert line in out
     assert (tmp_path / "fenlei-demo" / "classifier" / "manifest.json").is_file()
     assert "90 test rows" in out

@@ -110,11 +110,13 @@ def _show(console: Console, result: TrainResult, zero_shot: dict[str, Any]) -> N
         _show_prediction(console, text, prediction)
 
     run = result.run_dir
+    page = run / "report" / "index.html"
     console.print(f"\nDone in {result.seconds / 60:.1f} min. What there is now:")
     for name, where in (
         ("classifier", result.classifier_dir),
         ("metrics", run / "metrics.jsonl"),
         ("settings", run / "config.yaml"),
+        *([("report", page)] if page.is_file() else []),
         ("confusion", run / "report" / "confusion-test.png"),
     ):
         console.print(f"  {name:<11} {where}", soft_wrap=True)
