@@ -8,6 +8,7 @@ const QUICK_MS = 700;
 const SLOW_MS = 3000;
 // so many rows refused, and none answered: it is not the rows
 const HOPELESS = 5;
+const [GO_ON, LEAVE] = ["go on", "leave"];
 
 export class Job {
   // texts: a string a row, or null where a row has none; ask(texts, signal) resolves to the results of a piece.
@@ -16,6 +17,7 @@ export class Job {
     Object.assign(this, { answered: 0, failed: 0, empty: 0, waitUntil: null, flying: 0, busyMs: 0 });
     this.size = 8;
     this.most = MOST_TEXTS;
+    this.lanes = AT_ONCE;
     this.next = 0;
     this.again = [];
     this.stop = new AbortController();
@@ -35,7 +37,7 @@ export class Job {
     this.onChange();
     const here = (this.round = (async () => {
       await this.earlier;
-      await Promise.all(Array.from({ length: AT_ONCE }, () => this.work()));
+      await Promise.all(Array.from({ length: this.lanes }, () => this.work()));
     })());
     this.earlier = here.catch(() => {});
     try {
@@ -76,8 +78,7 @@ export class Job {
   async work() {
     while (this.running) {
       const rows = this.take();
-      if (!rows.length) return;
-      await this.piece(rows);
+      if (!rows.length || (await this.piece(rows)) === LEAVE) return;
     }
   }
 
@@ -114,17 +115,24 @@ export class Job {
         this.adapt(performance.now() - start, rows.length);
         this.waitUntil = null;
         this.onChange();
-        return;
+        return GO_ON;
       } catch (problem) {
         if (!(problem instanceof Problem)) { this.end(); throw problem; }
-        if (await this.settled(problem, rows, attempt)) return;
+        const next = await this.settled(problem, rows, attempt);
+        if (next) return next;
       }
     }
   }
 
-  // Whether the piece is dealt with; false where it should be asked again now.
+  // What its worker does next; null where the piece should be asked again now.
   async settled(problem, rows, attempt) {
-    if (this.state === "cancelled") return true;
+    if (this.state === "cancelled") return GO_ON;
+    if (problem.kind === "busy" && this.flying > 0) {
+      // the server has its hands full with our other piece; whoever waits for that goes on with these rows too
+      this.lanes = 1;
+      this.again.push(rows);
+      return LEAVE;
+    }
     const wait = patience(problem, attempt);
     if (wait !== null) {
       this.waitUntil = Date.now() + 1000 * wait;
@@ -132,32 +140,32 @@ export class Job {
       await sleep(wait, this.wake.signal);
       this.waitUntil = null;
       // a piece may be more than a busy server has room for
-      if (this.running && problem.kind !== "busy") return false;
+      if (this.running && problem.kind !== "busy") return null;
       this.size = Math.max(1, this.size >> 1);
       this.again.push(rows);
-      return true;
+      return GO_ON;
     }
     if (!this.running) {
       this.again.push(rows);
-      return true;
+      return GO_ON;
     }
     const ofTheRows = ["bad", "large"].includes(problem.kind) && !["model", "candidates", "threshold"].includes(problem.param);
     if (ofTheRows && rows.length > 1) {
       const half = rows.length >> 1;
       this.again.push(rows.slice(half), rows.slice(0, half));
       if (problem.kind === "large") this.size = this.most = half;
-      return true;
+      return GO_ON;
     }
     if (ofTheRows && (this.answered > 0 || this.failed + 1 < HOPELESS)) {
       this.results[rows[0]] = { problem };
       this.failed += 1;
       this.onChange();
-      return true;
+      return GO_ON;
     }
     this.again.push(rows, ...(ofTheRows ? this.unfail() : []));
     this.problem = problem;
     this.leave("stopped");
-    return true;
+    return GO_ON;
   }
 
   // The rows that failed, to be asked again.
