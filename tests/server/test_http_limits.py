@@ -7,6 +7,7 @@ import threading
 
 from fenlei.server import body as body_module
 from fenlei.server.batcher import BatchLimits
+from fenlei.server.service import MOST_EXPLAINED_CHARS
 from fenlei.server.settings import Limits
 from tests.server.client import opened, said, service_of
 from tests.server.fake import fake_models, predictor_of
@@ -86,6 +87,13 @@ class TestTexts:
             assert "text 1 has 11 characters" in answer.json()["error"]["message"]
             chat = {"messages": [{"role": "user", "content": "好" * 11}]}
             assert said(client.post("/v1/chat/completions", json=chat)) == "text_too_long"
+
+    def test_length_of_what_is_explained(self):
+        with opened() as client:
+            for size, status in ((MOST_EXPLAINED_CHARS, 200), (MOST_EXPLAINED_CHARS + 1, 422)):
+                answer = client.post(CLASSIFY, json={"text": "a" * size, "explain": True})
+                assert answer.status_code == status
+            assert said(answer) == "text_too_long"
 
     def test_nothing_reaches_the_tokenizer(self):
         models = fake_models()

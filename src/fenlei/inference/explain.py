@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fenlei.inference.predictor import Predictor
+    from fenlei.prompting import PromptEncoder
 
 _MOST_PARTS = 40
 _ELLIPSIS = "\n……\n"
@@ -99,21 +100,54 @@ def explain(
     Raises:
         ValueError: ``most_parts`` is not positive.
     """
+    variants = leave_out(predictor.encoder, example, candidates, most_parts)
+    return variants.explanation(predictor.predict(variants.rows, candidates=candidates))
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A row with and without each of its sentences: what has to be scored for an explanation.
+
+    Attributes:
+        rows: the whole row, then one variant for each part that the model reads.
+        parts: sentences, or groups of them, as ``[start, end)``.
+        read: how many characters of each part the model reads.
+        grouped: whether neighbours were taken together.
+    """
+
+    rows: list[Example]
+    parts: list[tuple[int, int]]
+    read: list[int]
+    grouped: bool
+
+    def explanation(self, predictions: Sequence[Prediction]) -> Explanation:
+        """What follows from the predictions for :attr:`rows`, in their order."""
+        base, *found = predictions
+        others = [name for name in base.probabilities if name != base.label]
+        runner_up = max(others, key=base.probabilities.__getitem__) if others else None
+        without, text, effects = iter(found), self.rows[0].text, []
+        for part, count in zip(self.parts, self.read, strict=True):
+            effects.append(_effect(text, part, count, base, runner_up, next(without) if count else base))
+        return Explanation(base, runner_up, tuple(effects), self.grouped)
+
+
+def leave_out(
+    encoder: PromptEncoder, example: Example, candidates: Sequence[str] | None = None, most_parts: int = _MOST_PARTS
+) -> Variants:
+    """The first half of :func:`explain`, for those who score rows in a way of their own.
+
+    Raises:
+        ValueError: ``most_parts`` is not positive.
+    """
     if most_parts < 1:
         raise ValueError(f"most_parts must be 1 or more, found {most_parts}")
     sentences = split_sentences(example.text)
     parts = _grouped(sentences, most_parts)
-    spans = predictor.encoder.read_spans(example, candidates)
+    spans = encoder.read_spans(example, candidates)
     read = [_overlap(part, spans) for part in parts]
     variants = [replace(example, text=_without(example.text, part, spans)) for part, n in zip(parts, read, strict=True)
                 if n]  # fmt: skip
-    base, *found = predictor.predict([example, *variants], candidates=candidates)
-    others = [name for name in base.probabilities if name != base.label]
-    runner_up = max(others, key=base.probabilities.__getitem__) if others else None
-    predictions, effects = iter(found), []
-    for part, count in zip(parts, read, strict=True):
-        effects.append(_effect(example.text, part, count, base, runner_up, next(predictions) if count else base))
-    return Explanation(base, runner_up, tuple(effects), grouped=len(parts) < len(sentences))
+    return Variants([example, *variants], parts, read, grouped=len(parts) < len(sentences))
 
 
 def _effect(

@@ -242,7 +242,7 @@ class Batcher:
 
         costs: list[int] = []
         for start in range(0, len(rows), _ENCODED_AT_ONCE):
-            prompts, more = await self._in_encoding_thread(encode, rows[start : start + _ENCODED_AT_ONCE])
+            prompts, more = await self.in_encoding_thread(encode, rows[start : start + _ENCODED_AT_ONCE])
             request.prompts += prompts
             costs += more
         # rows that differ in their candidates among themselves go with nobody else's
@@ -253,7 +253,12 @@ class Batcher:
                 self._go()
                 self._changed.notify_all()
 
-    async def _in_encoding_thread(self, work: Any, *args: Any) -> Any:
+    async def in_encoding_thread(self, work: Any, *args: Any) -> Any:
+        """Does something with a tokenizer, in the one thread that uses them.
+
+        Raises:
+            Draining: the batcher has stopped.
+        """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, work, *args)
         except RuntimeError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,13 +20,15 @@ from fenlei.server.settings import ServeSettings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from fenlei.inference.explain import Explanation
+    from fenlei.inference.explain import Explanation, Variants
     from fenlei.modeling.prediction import Prediction
     from fenlei.server.batcher import Outcome
 
 Phase = Literal["starting", "ready", "draining"]
 # seconds after which it is worth asking again: the model is loaded, or another server has taken over
 RETRY_AFTER = 5.0
+# an explanation tokenizes the whole text, in the thread that everybody's texts go through
+MOST_EXPLAINED_CHARS = 50_000
 _T = TypeVar("_T")
 
 
@@ -171,14 +174,12 @@ class Service:
         Raises:
             ApiError: as :meth:`classify`.
         """
-        from fenlei.inference.explain import explain
-
         served, rows, names = self._checked(asked)
-        through = _Through(self, served, asked.how, asyncio.get_running_loop())
-        work = asyncio.to_thread(explain, through, rows[0], candidates=names)  # type: ignore[arg-type]
-        explanation = await _unless_gone(request, work)
-        outcome = through.outcome
-        assert outcome is not None
+        if len(rows[0].text) > MOST_EXPLAINED_CHARS:
+            message = f"the text has {len(rows[0].text)} characters; with explain at most {MOST_EXPLAINED_CHARS}"
+            raise ApiError(422, "text_too_long", message, param="text")
+        variants, outcome = await _unless_gone(request, self._explain(served, rows[0], names, asked.how))
+        explanation = variants.explanation(outcome.predictions)
         return self._counted(Answered(served, [explanation.prediction], *_figures(outcome), explanation))
 
     def _checked(self, asked: Asked) -> tuple[Served, list[Example], tuple[str, ...] | None]:
@@ -203,22 +204,23 @@ class Service:
     async def _score(
         self, served: Served, rows: Sequence[Example], names: tuple[str, ...] | None, how: dict[str, Any]
     ) -> Outcome:
+        with _told():
+            return await self._working().classify(served, rows, candidates=names, **how)
+
+    async def _explain(
+        self, served: Served, row: Example, names: tuple[str, ...] | None, how: dict[str, Any]
+    ) -> tuple[Variants, Outcome]:
+        from fenlei.inference.explain import leave_out
+
+        with _told():
+            encoder = served.classifier.predictor.encoder
+            variants = await self._working().in_encoding_thread(leave_out, encoder, row, names)
+        return variants, await self._score(served, variants.rows, names, how)
+
+    def _working(self) -> Batcher:
         if self._batcher is None:
-            raise ApiError(503, "draining", "the server is shutting down", retry_after=RETRY_AFTER)
-        try:
-            return await self._batcher.classify(served, rows, candidates=names, **how)
-        except QueueFull as error:
-            message = "the queue is full; try again later"
-            raise ApiError(429, "queue_full", message, retry_after=error.retry_after) from None
-        except QueueTimeout as error:
-            message = "the request waited too long for the model; try again later"
-            raise ApiError(429, "queue_timeout", message, retry_after=error.retry_after) from None
-        except Draining:
-            raise ApiError(503, "draining", "the server is shutting down", retry_after=RETRY_AFTER) from None
-        except (DataError, ConfigError) as error:  # e.g. candidates that leave the prompt no room for a text
-            raise ApiError(422, "invalid_request", str(error)) from None
-        except ModelError as error:
-            raise ApiError(503, "model_failed", str(error), retry_after=RETRY_AFTER) from None
+            raise Draining
+        return self._batcher
 
     def _counted(self, answered: Answered) -> Answered:
         self.metrics.answered(answered)
@@ -230,19 +232,23 @@ class Service:
             await self._idle.wait()
 
 
-class _Through:
-    """What :func:`fenlei.inference.explain.explain` needs of a predictor, by way of the batcher; for other threads."""
-
-    def __init__(self, service: Service, served: Served, how: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._service, self._served, self._how, self._loop = service, served, how, loop
-        self.encoder = served.classifier.predictor.encoder
-        self.outcome: Outcome | None = None
-
-    def predict(self, rows: Sequence[Example], *, candidates: tuple[str, ...] | None = None) -> list[Prediction]:
-        """As :meth:`fenlei.inference.predictor.Predictor.predict`."""
-        work = self._service._score(self._served, rows, candidates, self._how)
-        self.outcome = asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        return self.outcome.predictions
+@contextmanager
+def _told() -> Iterator[None]:
+    """The batcher's errors as answers."""
+    try:
+        yield
+    except QueueFull as error:
+        message = "the queue is full; try again later"
+        raise ApiError(429, "queue_full", message, retry_after=error.retry_after) from None
+    except QueueTimeout as error:
+        message = "the request waited too long for the model; try again later"
+        raise ApiError(429, "queue_timeout", message, retry_after=error.retry_after) from None
+    except Draining:
+        raise ApiError(503, "draining", "the server is shutting down", retry_after=RETRY_AFTER) from None
+    except (DataError, ConfigError) as error:  # e.g. candidates that leave the prompt no room for a text
+        raise ApiError(422, "invalid_request", str(error)) from None
+    except ModelError as error:
+        raise ApiError(503, "model_failed", str(error), retry_after=RETRY_AFTER) from None
 
 
 def _figures(outcome: Outcome) -> tuple[int, float, float]:
