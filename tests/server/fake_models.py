@@ -58,7 +58,7 @@ class FakePredictor:
             self.calls.append([prompt.text for prompt in prompts])
             self.log.append(self.calls[-1])
             self.entered.release()
-            assert self.gate.wait(20)
+            assert self.gate.wait(120)
             for prompt in prompts:
                 if prompt.text.startswith("bad"):
                     raise RuntimeError("cannot look at " + prompt.text)
@@ -77,7 +77,7 @@ class FakePredictor:
         self.forgotten += 1
 
     def wait_until_busy(self):
-        assert self.entered.acquire(timeout=20)
+        assert self.entered.acquire(timeout=120)
 
 
 class FakeModels:

@@ -36,11 +36,11 @@ def run(work, *, models=None, observe=None, **limits):
         batcher = Batcher(found, BatchLimits(**limits), observe=observe)
         await batcher.start()
         try:
-            return await asyncio.wait_for(work(batcher, found), 60)
+            return await asyncio.wait_for(work(batcher, found), 300)
         finally:
             for served in getattr(found, "served", {}).values():
                 served.classifier.predictor.gate.set()
-            await batcher.stop(20)
+            await batcher.stop(120)
             if models is None:
                 found.scoring.shutdown()
 
@@ -214,7 +214,7 @@ class TestPasses:
         async def work(batcher, models):
             task = ask(batcher, models, "alone")
             await queued(batcher, 1)
-            assert await batcher.stop(20)
+            assert await batcher.stop(120)
             assert len((await task).predictions) == 1
 
         run(work, max_wait_ms=1000.0)
@@ -647,7 +647,7 @@ class TestEnd:
 
     def test_an_idle_batcher_ends_at_once(self):
         async def work(batcher, models):
-            assert await batcher.stop(20)
+            assert await batcher.stop(120)
 
         run(work)
 

@@ -120,6 +120,18 @@ class TestMemory:
         )
         assert total == base + lora
 
+    def test_the_same_tokenizer_is_there_once(self, models, news_folder, mood_folder, tmp_path):
+        news, mood = (models.get(name).classifier.predictor.encoder for name in models.names())
+        assert news.plain is mood.plain
+        assert news._tokenizer is mood._tokenizer
+        assert news.labels != mood.labels
+        other = tmp_path / "other"
+        shutil.copytree(mood_folder, other)
+        rewrite(other, "tokenizer/tokenizer_config.json", fresh=True)
+        encoder = models.add("other", other).classifier.predictor.encoder
+        assert encoder.plain is not mood.plain
+        assert encoder._tokenizer is not mood._tokenizer
+
     def test_a_removed_classifier_frees_its_adapter_at_once(self, models):
         before = sum(users[0][2].numel() for users in tensors(models).values())
         classifier = models.get("mood").classifier

@@ -74,14 +74,20 @@ def load_predictor(artifact: Artifact, config: RunConfig, base: SharedBase | Non
     except (KeyError, TypeError, ValueError) as error:
         raise _wrong(artifact, error) from error
     calibration = calibration.with_settings(config.calibration)
-    tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
+    # one tokenizer takes ten times the memory of an adapter, and classifiers on one base model mostly have the same
+    key = tuple(sorted(item for item in artifact.manifest["files"].items() if item[0].startswith(f"{TOKENIZER}/")))
+    tokenizer, plain = (None, None) if base is None else base.tokenizer(key)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(artifact.path / TOKENIZER, config.model)
     codes = artifact.prompt.get("codes")
     if config.prompt.answer == "code" and (not isinstance(codes, dict) or set(codes) != set(labels.names)):
         raise ArtifactError(
             f"{artifact.path}: prompt.answer=code, but prompt.json does not give every label a code; "
             "load it with the prompt settings that it was trained with"
         )
-    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat, codes)
+    encoder = PromptEncoder(tokenizer, config.prompt, labels, config.data.candidates, chat, codes, plain)
+    if base is not None:
+        base.keep_tokenizer(key, tokenizer, encoder.plain)
     return Predictor(
         _load_weights(artifact, config, base),
         encoder,

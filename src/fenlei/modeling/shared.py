@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,26 @@ class SharedBase:
 
     def __init__(self, model: Any, config: ModelConfig, sha256: Mapping[str, str], spec: str) -> None:
         self.model, self.config, self.sha256, self.spec = model, config, dict(sha256), spec
+        self._tokenizer: tuple[Hashable, Any, Any] = (None, None, None)
 
     def view(self) -> Any:
         """A model of its own on the same weights."""
         return copy.deepcopy(self.model, _kept(self.model))
+
+    def tokenizer(self, key: Hashable) -> tuple[Any, Any]:
+        """What :meth:`keep_tokenizer` kept, if that was under the same key; else (None, None)."""
+        kept, tokenizer, plain = self._tokenizer
+        return (tokenizer, plain) if kept == key else (None, None)
+
+    def keep_tokenizer(self, key: Hashable, tokenizer: Any, plain: Any) -> None:
+        """Keeps a tokenizer, and what an encoder made of it, for the next classifier; only the last one.
+
+        Args:
+            key: says which tokenizer it is, e.g. by the hashes of its files.
+            tokenizer: itself.
+            plain: see :attr:`fenlei.prompting.PromptEncoder.plain`.
+        """
+        self._tokenizer = (key, tokenizer, plain)
 
     def differing_setting(self, config: ModelConfig) -> str | None:
         """The first setting of a classifier that the weights in memory do not go with, in words; None: they do."""

@@ -11,6 +11,7 @@ first part's ids exactly, whatever their text.
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FRAMES_KEPT = 4096
+# transformers sets something on its tokenizer at every call, and encoders in other threads may share it
+_TOKENIZER = threading.Lock()
 _LEAST_SHOT = 48
 # Stands where the middle of a text was left out, so that the model does not read the two ends as one sentence.
 _ELLIPSIS = "\n……\n"
@@ -74,6 +77,7 @@ class PromptEncoder:
         chat: the chat frame as a classifier folder stored it; read off the tokenizer by default.
         codes: label -> code, as a classifier folder stored them; labels without one get a fresh one. Only with
             ``config.answer == "code"``.
+        plain: what another encoder made of the same tokenizer (:attr:`plain`), to save its memory.
 
     Raises:
         ConfigError: a template does not fit, two labels become the same answer ids, or the tokenizer has too few
@@ -89,12 +93,13 @@ class PromptEncoder:
         candidates: Literal["row", "all"] = "row",
         chat: ChatFrame | None = None,
         codes: Mapping[str, str] | None = None,
+        plain: PlainTokenizer | None = None,
     ) -> None:
         self.config = config
         self.candidates = candidates
         self._tokenizer = tokenizer
         self._template = template_of(config)
-        self._plain = PlainTokenizer(tokenizer)
+        self._plain = plain or PlainTokenizer(tokenizer)
         self.chat = chat or chat_frame(tokenizer, with_system=bool(self._template.system.strip()))
         self._ellipsis = self._plain.encode(_ELLIPSIS)
         self._shots: tuple[int, ...] = ()
@@ -138,6 +143,11 @@ class PromptEncoder:
         made = copy.copy(self)
         made._set_labels(labels, self.codes)
         return made
+
+    @property
+    def plain(self) -> PlainTokenizer:
+        """The tokenizer for texts and labels; it can be shared between encoders and threads."""
+        return self._plain
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -326,7 +336,8 @@ class PromptEncoder:
         """Ids of the chat template's own text, where control tokens are meant."""
         if not text:
             return []
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        with _TOKENIZER:
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _fit(self, texts: Sequence[str], budgets: Sequence[int]) -> list[tuple[list[int], bool]]:
         """The ids of each text, shortened to its budget, and whether they were shortened."""

@@ -1,0 +1,193 @@
+"""From single answers to the figures of the load benchmark, and the report as Markdown."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from serve_load_client import Answer
+
+_BLOCKS = 30
+# of the beginning of a soak: buffers and caches fill
+_SETTLING = 0.2
+_FLAT = 0.01  # of the memory, an hour
+
+
+def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    """The figures of one load.
+
+    Args:
+        answers: of all requests that were due within ``seconds``.
+        seconds: how long requests came.
+    """
+    begin = min((a.due for a in answers), default=0.0)
+    good = [a for a in answers if a.good]
+    late = [a.sent - a.due for a in answers]
+    counts = collections.Counter(f"{a.status} {a.code}".strip() for a in answers)
+    return {
+        "seconds": seconds,
+        "sent": len(answers),
+        "offered": len(answers) / seconds,
+        "accepted": len(good),
+        "statuses": dict(sorted(counts.items())),
+        # what was finished while requests came; what was still open then does not count
+        "texts_per_second": sum(a.texts for a in good if a.ended - begin <= seconds) / seconds,
+        "latency": quantiles([a.seconds for a in good]),
+        "refusal_latency": quantiles([a.seconds for a in answers if a.status in (429, 503)]),
+        "retry_after": quantiles([a.retry_after for a in answers if a.retry_after is not None]),
+        "client_late": quantiles(late),
+        "server_errors": sum(a.status >= 500 for a in answers),
+        "without_answer": sum(a.status == 0 for a in answers),
+    }
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float] | None:
+    """Median, 95 %, 99 % and the largest; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+    return {"p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": ordered[-1]}
+
+
+def flatness(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Whether memory stays what it is: its slope with a 95 % bound.
+
+    The beginning is left out. Samples a second apart are nearly the same measurement, so the slope is taken over
+    means of blocks (Theil-Sen, which a few outliers do not move), and its bound is that of the blocks.
+
+    Args:
+        samples: (seconds, bytes).
+    """
+    from scipy.stats import theilslopes
+
+    end = samples[-1][0] if samples else 0.0
+    kept = [(t, size) for t, size in samples if t >= _SETTLING * end]
+    if len(kept) < _BLOCKS:
+        return {"samples": len(kept), "verdict": "too short to say"}
+    cuts = [i * len(kept) // _BLOCKS for i in range(_BLOCKS + 1)]
+    blocks = [kept[a:b] for a, b in itertools.pairwise(cuts)]
+    times = [statistics.fmean(t for t, _ in block) for block in blocks]
+    sizes = [statistics.fmean(size for _, size in block) for block in blocks]
+    slope, _, low, high = theilslopes(sizes, times, alpha=0.95)
+    size = statistics.fmean(sizes)
+    an_hour = {"slope": 3600 * float(slope), "low": 3600 * float(low), "high": 3600 * float(high)}
+    if an_hour["high"] <= _FLAT * size:
+        verdict = "flat"
+    elif an_hour["low"] <= _FLAT * size:
+        verdict = "not known: it may grow, soak longer"
+    else:
+        verdict = "grows"
+    return {
+        "samples": len(kept),
+        "bytes": size,
+        "largest": max(size for _, size in kept),
+        "bytes_per_hour": an_hour,
+        "verdict": verdict,
+    }
+
+
+def rates(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Medians of what was measured in turn, and of the ratios within each round."""
+    names = rounds[0].keys()
+    found: dict[str, Any] = {name: statistics.median(r[name] for r in rounds) for name in names}
+    found["serve_of_predict"] = statistics.median(r["serve"] / r["predict"] for r in rounds)
+    found["serve_of_one"] = statistics.median(r["serve"] / r["one"] for r in rounds)
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The report."""
+    lines = [f"### {result['about']}", ""]
+    for part in (_rates, _levels, _soak, _sigterm):
+        lines += part(result)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rates(result: dict[str, Any]) -> list[str]:
+    if "rates" not in result:
+        return []
+    found, count = result["rates"], len(result["rounds"])
+    return [
+        "| | texts/s | of `fenlei predict` |",
+        "|---|---:|---:|",
+        f"| `fenlei predict`, the same rows | {found['predict']:.3g} | 1.00 |",
+        f"| `fenlei serve`, {result['in_flight']} requests of {_texts(result)} in flight | {found['serve']:.3g} "
+        f"| {found['serve_of_predict']:.2f} |",
+        f"| `fenlei serve`, one request in flight | {found['one']:.3g} "
+        f"| {found['serve_of_predict'] / found['serve_of_one']:.2f} |",
+        "",
+        f"Medians of {count} rounds, in which the three take turns; ratios within a round. Batching makes "
+        f"{found['serve_of_one']:.1f} times as much of the model as one request at a time.",
+        "",
+    ]
+
+
+def _levels(result: dict[str, Any]) -> list[str]:
+    if not result.get("levels"):
+        return []
+    lines = [
+        "| load | requests/s | sent | accepted | texts/s | p50 s | p95 s | p99 s | statuses | server RSS, GB |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
+    ]
+    for level in result["levels"]:
+        latency = level["latency"] or dict.fromkeys(("p50", "p95", "p99"), math.nan)
+        statuses = ", ".join(f"{count} x {name}" for name, count in level["statuses"].items())
+        lines.append(
+            f"| {level['multiple']:g} x | {level['offered']:.3g} | {level['sent']} | {level['accepted']} "
+            f"| {level['texts_per_second']:.3g} | {latency['p50']:.3f} | {latency['p95']:.3f} | {latency['p99']:.3f} "
+            f"| {statuses} | {level['memory_largest'] / 1e9:.2f} |"
+        )
+    late = max((level["client_late"]["p99"] for level in result["levels"] if level["client_late"]), default=0.0)
+    lines += [
+        "",
+        f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; latency of accepted requests, from the "
+        f"moment at which they were due. The client itself was at most {late:.3f} s late (p99).",
+    ]
+    for level in result["levels"]:
+        if level.get("recovered") is not None:
+            lines.append(
+                f"- {level['multiple']:g} x: {level['recovered']:.1f} s after the last arrival a request was answered "
+                "as fast as without load (within three times the median at the lowest load)."
+            )
+    return [*lines, ""]
+
+
+def _soak(result: dict[str, Any]) -> list[str]:
+    if "soak" not in result:
+        return []
+    soak, memory = result["soak"], result["soak"]["memory"]
+    lines = [f"Soak: {soak['minutes']:g} minutes at {soak['offered']:.3g} requests/s, {soak['sent']} requests, "
+             f"{soak['accepted']} accepted, {soak['server_errors']} server errors, {soak['without_answer']} without an "
+             f"answer. Memory: {memory['verdict']}"]  # fmt: skip
+    if "bytes_per_hour" in memory:
+        slope = memory["bytes_per_hour"]
+        lines[0] += (
+            f"; {memory['bytes'] / 1e9:.3f} GB, slope {slope['slope'] / 1e6:+.2f} MB an hour "
+            f"(95 %: {slope['low'] / 1e6:+.2f} to {slope['high'] / 1e6:+.2f})"
+        )
+    return [f"{lines[0]}.", ""]
+
+
+def _sigterm(result: dict[str, Any]) -> list[str]:
+    if "sigterm" not in result:
+        return []
+    end = result["sigterm"]
+    return [
+        f"SIGTERM with {end['in_flight']} requests in flight: {end['answered']} answered, {end['lost']} lost; "
+        f"readiness {end['ready']}, new requests {end['new']}; exit code {end['exit_code']} after "
+        f"{end['seconds']:.1f} s.",
+        "",
+    ]
+
+
+def _texts(result: dict[str, Any]) -> str:
+    count = result["texts_a_request"]
+    return "one text" if count == 1 else f"{count} texts"
