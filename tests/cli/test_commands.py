@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import signal
@@ -118,7 +119,11 @@ def test_ctrl_c_then_resume(run, tiny_folder, tmp_path):
         "run",
         *quick,
     ]
-    process = subprocess.Popen([*started, "train.epochs=400"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # a process started in the background of a shell ignores Ctrl-C, and so would its children
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [*started, "train.epochs=400"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    )
     for line in process.stderr:
         if line.startswith("step 10/"):
             process.send_signal(signal.SIGINT)
