@@ -18,7 +18,7 @@ LAYERS = [
 ]  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "datasets", "modelscope", "swanlab", "sklearn", "pyarrow", "pandas", "numpy",
-    "matplotlib", "huggingface_hub", "accelerate",
+    "matplotlib", "huggingface_hub", "accelerate", "fastapi", "uvicorn", "starlette", "prometheus_client",
 }  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class TestBody:
             assert client.post(CLASSIFY, content=body_of(5000), headers=JSON).status_code == 200
             answer = client.post(CLASSIFY, content=body_of(5001), headers=JSON)
             assert (answer.status_code, said(answer)) == (413, "body_too_large")
+        with opened(limits={"max_body_bytes": 5001}) as client:
+            assert client.post(CLASSIFY, content=body_of(5001), headers=JSON).status_code == 200, "negative control"
 
     def test_without_a_length(self):
         """Chunked: the bytes themselves are counted."""

@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fenlei.server.service import Service
 from tests.cli.test_commands import fenlei  # noqa: F401  a fixture
+from tests.server.client import opened, said, service_of
 from tests.server.process import Server, until
 
 CLASSIFY = "/v1/classify"
@@ -145,6 +147,29 @@ def test_a_client_that_goes_away_is_dropped_from_the_queue(hold):
         assert gauge(client, "fenlei_queue_texts") == 0
         hold.unlink()
         assert client.post(CLASSIFY, json={"text": "a"}).status_code == 200
+
+
+class TestGate:
+    """What keeps requests out, without a process; and the same without it."""
+
+    @pytest.mark.parametrize("phase", ["starting", "draining"])
+    def test_shut(self, phase):
+        with opened() as client:
+            service_of(client).phase = phase
+            for path in ("/v1/models", "/v1/nothing"):
+                answer = client.get(path)
+                assert (answer.status_code, said(answer)) == (503, phase)
+                assert answer.headers["Retry-After"]
+            for path in ("/health/live", "/metrics", "/", "/docs", "/openapi.json"):
+                assert client.get(path).status_code == 200
+            assert client.get("/health/ready").status_code == 503
+
+    def test_without_it(self, monkeypatch):
+        monkeypatch.setattr(Service, "enter", lambda self: setattr(self, "in_flight", self.in_flight + 1))
+        with opened() as client:
+            service_of(client).phase = "draining"
+            assert client.post(CLASSIFY, json={"text": "a"}).status_code == 200
+            service_of(client).phase = "ready"
 
 
 class TestStart:
