@@ -9,10 +9,13 @@ from typing import Any
 import typer
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+# options whose name is not that of their field
+_FIELDS = {"allowed_host": "allowed_hosts", "max_queue_seconds": "max_queue_s", "queue_timeout": "queue_timeout_s"}
 _NAMED = re.compile(r"([A-Za-z0-9._-]{1,64})=(.+)", re.DOTALL)
 
 
 def serve(
+    context: typer.Context,
     runs: list[str] = typer.Argument(
         ..., metavar="[NAME=]RUN...", help="Run folders or classifier folders; the first one answers by default."
     ),
@@ -58,76 +61,47 @@ def serve(
     Exit code 0 after SIGTERM or Ctrl-C when every accepted request was answered; a second signal ends at once.
     """
     from fenlei.artifact import find_classifier
+    from fenlei.config import RunConfig
 
     _need_packages()
-    limits = {
-        "max_body_bytes": max_body_bytes,
-        "max_texts": max_texts,
-        "max_text_chars": max_text_chars,
-        "max_json_depth": max_json_depth,
-        "max_connections": max_connections,
-        "head_seconds": head_seconds,
-        "body_seconds": body_seconds,
-        "send_seconds": send_seconds,
-        "drain_seconds": drain_seconds,
-    }
-    who = {
-        "host": host,
-        "port": port,
-        "allowed_hosts": tuple(allowed_host or ()),
-        "api_key_file": api_key_file,
-        "no_auth": no_auth,
-        "admin": admin,
-        "admin_root": admin_root,
-        "access_log": access_log,
-    }
-    batch = {
-        "batch_tokens": batch_tokens,
-        "max_wait_ms": max_wait_ms,
-        "max_queue_texts": max_queue_texts,
-        "max_queue_tokens": max_queue_tokens,
-        "max_queue_s": max_queue_seconds or None,
-        "queue_timeout_s": queue_timeout,
-    }
     named = [_named(run) for run in runs]
     for _, folder in named:
         find_classifier(folder)
     overrides = [*(settings or ()), *(["model.offline=true"] if offline else [])]
-    _serve(named, {**who, "limits": limits}, batch, model, overrides)
+    RunConfig.build({}, overrides=overrides)  # a misspelt setting is told before the port is taken
+    _serve(named, context.params, model, overrides)
 
 
 def _serve(
-    runs: list[tuple[str | None, Path]],
-    settings: dict[str, Any],
-    batch: dict[str, Any],
-    model: str | None,
-    overrides: list[str],
+    runs: list[tuple[str | None, Path]], options: dict[str, Any], model: str | None, overrides: list[str]
 ) -> None:
     from fenlei.cli.common import quiet_libraries
-    from fenlei.config import RunConfig
     from fenlei.server import run
     from fenlei.server.batcher import BatchLimits
-    from fenlei.server.settings import ServeSettings
+    from fenlei.server.settings import Limits, ServeSettings
 
-    RunConfig.build({}, overrides=overrides)  # a misspelt setting is told before the port is taken
-    checked, limits = _checked(ServeSettings, settings), _checked(BatchLimits, batch)
+    given = {_FIELDS.get(name, name): value for name, value in options.items()}
+    given["allowed_hosts"] = tuple(given["allowed_hosts"] or ())
+    given["max_queue_s"] = given["max_queue_s"] or None
+    given["limits"] = _checked(Limits, given)
+    checked, batch = _checked(ServeSettings, given), _checked(BatchLimits, given)
     checked.check()
-    code = run.serve(runs, checked, limits, model=model, overrides=overrides, prepare=quiet_libraries)
+    code = run.serve(runs, checked, batch, model=model, overrides=overrides, prepare=quiet_libraries)
     run.finish(code)
 
 
-def _checked(kind: Any, values: dict[str, Any]) -> Any:
-    """Settings as a model of their own; what does not fit is told by the name of its option."""
+def _checked(kind: Any, given: dict[str, Any]) -> Any:
+    """Settings from those of the options that belong to them; what does not fit is told by the name of its option."""
     from pydantic import ValidationError
 
     from fenlei.errors import ConfigError
 
     try:
-        return kind(**values)
+        return kind(**{name: given[name] for name in kind.model_fields})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][-1]) if first["loc"] else ""
-        option = {"max_queue_s": "max-queue-seconds", "queue_timeout_s": "queue-timeout"}.get(name, name)
+        option = {field: option for option, field in _FIELDS.items()}.get(name, name)
         where = f"--{option.replace('_', '-')}: " if option else ""
         raise ConfigError(f"{where}{str(first['msg']).removeprefix('Value error, ')}") from None
 
