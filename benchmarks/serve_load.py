@@ -233,6 +233,9 @@ class _Bench:
                 while await client.metric("fenlei_in_flight_requests") < _AT_THE_END:
                     await asyncio.sleep(0.01)
                 full.set()
+                # what was sent at the last moment has to have arrived: only what the server has taken can be lost
+                while await client.metric("fenlei_in_flight_requests") < sum(not task.done() for task in tasks):
+                    await asyncio.sleep(0.01)
                 before, begin = len(answers), time.perf_counter()
                 server.terminate()
                 while (ready := await client.get("/health/ready")) == 200:
