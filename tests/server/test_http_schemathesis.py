@@ -74,6 +74,23 @@ def test_bad_requests(server, method, path):
     assert max(statuses) < 500
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/classify", {"text": "一。二。", "explain": True, "top_k": 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 3}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": True}),
+        ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 3}),
+        ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}),
+    ],
+)
+def test_answers_that_chance_seldom_asks_for(server, path, body):
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    case = schema[path]["POST"].Case(body=body, media_type="application/json")
+    answer = case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 200
+
+
 def test_the_description_names_every_route(server):
     with server.client() as client:
         paths = client.get("/openapi.json").json()["paths"]

@@ -28,7 +28,13 @@ router = APIRouter(route_class=CheckedRoute)
 # what OpenAI sends for a probability that is 0
 _NEVER = -9999.0
 _ERRORS = errors(400, 404, 408, 413, 415, 422, 429, 503)
-_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENT = {
+    "type": "object",
+    "description": "With `stream`: an event a chunk; its data is a JSON object, that of the last event is `[DONE]`.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
+_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": _EVENT}}}
 
 
 @router.post(
