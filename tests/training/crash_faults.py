@@ -1,7 +1,9 @@
 """Every operation of this process below a folder, counted; at a chosen one the process dies or the disk is full.
 
-Counted are: opening for writing, writing, fsync, renaming, removing, making folders and truncating, whoever does it
-(Python's audit events), and writing safetensors files (their Rust code is not audited). Writes are cut in the middle.
+Counted are: opening for writing (before it, and once the file is there and empty), writing, fsync, renaming, linking,
+removing, making folders, whoever does it (Python's audit events), and writing safetensors files (their Rust code is not
+audited). Writes are cut in the middle. What Python's own file objects write is not seen as it goes to disk: such a file
+is killed absent, empty, or whole.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NEEDS_SPACE = {"open", "write", "fsync", "os.mkdir", "os.rename", "tensors"}
+NEEDS_SPACE = {"open", "write", "fsync", "os.mkdir", "os.rename", "os.link", "tensors"}
 
 
 class Operations:
     """Counts the operations below a folder.
 
     Args:
-        folder: where.
+        folder: where. ``watch`` is told each operation.
         at: number of the operation at which something happens; -1 for never.
         what: ``kill``: SIGKILL. ``full``: from there on, whatever needs space fails.
     """
@@ -29,6 +31,7 @@ class Operations:
     def __init__(self, folder: Path, at: int = -1, what: str = "kill", error: int = errno.ENOSPC) -> None:
         self.folder, self.at, self.what, self.error = str(folder), at, what, error
         self.log: list[str] = []
+        self.watch: Callable[[str], None] | None = None
 
     def install(self) -> None:
         """For good: this process is thrown away afterwards."""
@@ -74,8 +77,9 @@ class Operations:
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else 0
             if not isinstance(path, int) and (writes or (mode and set(mode) & set("wax+"))):
                 self.reach("open", os.fsdecode(path))
-        elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-            path = os.fsdecode(args[1] if event == "os.rename" else args[0])
+                self.reach("opened", os.fsdecode(path), lambda: os.open(path, flags, 0o666))
+        elif event in ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"):
+            path = os.fsdecode(args[1] if event in ("os.rename", "os.link") else args[0])
             directory = args[-1]  # shutil.rmtree works relative to an open folder
             if isinstance(directory, int) and directory >= 0 and not os.path.isabs(path):
                 path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
@@ -110,6 +114,8 @@ class Operations:
             return
         number = len(self.log)
         self.log.append(f"{kind} {os.path.relpath(path, self.folder)}")
+        if self.watch is not None:
+            self.watch(self.log[-1])
         if self.at < 0 or number < self.at:
             return
         if self.what == "kill":

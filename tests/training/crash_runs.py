@@ -10,7 +10,9 @@ import errno
 import gc
 import hashlib
 import importlib
+import itertools
 import json
+import mmap
 import os
 import pkgutil
 import random
@@ -20,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,33 @@ from fenlei.training.engine import TrainingEngine
 from fenlei.training.trainer import ClassifierTrainer
 from tests.training.crash_faults import NEEDS_SPACE, Operations
 
-_CHILD_S = 120
+# a child that hangs; on a busy machine one that does not may take long
+_CHILD_S = 900
 # what a run that did not die did and left, by its settings
 _references: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+
+class Place:
+    """Where a forked run is: its optimizer steps and its last operation, in memory that outlives it."""
+
+    _SIZE = 512
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, self._SIZE)
+        self.steps = 0
+
+    def note(self, operation: str) -> None:
+        """The run begins an operation."""
+        text = f"{self.steps} {operation}".encode()[: self._SIZE]
+        self._shared[:] = text.ljust(self._SIZE, b"\0")
+
+    def clear(self) -> None:
+        """Before a run."""
+        self._shared[:] = bytes(self._SIZE)
+
+    def read(self) -> str:
+        """Steps and operation of the run that died; empty where it had not begun one."""
+        return self._shared[:].rstrip(b"\0").decode("utf-8", "replace")
 
 
 class Runs:
@@ -52,6 +78,7 @@ class Runs:
         self.job, self.work = job, Path(job["work"])
         self.keep = job["settings"]["train"]["keep_checkpoints"]
         self.withhold: str | None = None
+        self.place = Place()
         self.naive = bool(job.get("naive"))
 
     def fork(self, work: Callable[[], Any]) -> tuple[int, Any]:
@@ -82,6 +109,7 @@ class Runs:
             _WITHHOLD[self.withhold]()
         if self.naive:
             _write_in_place()
+        operations.watch = self.place.note
         going_on = CheckpointStore(folder / "checkpoints", self.keep).latest() is not None
         operations.install()
         sys.stderr = open(os.devnull, "w")
@@ -111,9 +139,10 @@ class Runs:
                 file.write(json.dumps(entry) + "\n")
 
         def training_step(trainer: Any, model: Any, inputs: Any, *rest: Any) -> Any:
-            passes[0] = 0
+            passes[0], self.place.steps = 0, trainer.state.global_step
             rows = hashlib.sha256(repr([row.input_ids for row in inputs["rows"]]).encode()).hexdigest()[:12]
             loss = step(trainer, model, inputs, *rest)
+            self.place.steps = trainer.state.global_step + 1
             note({"step": trainer.state.global_step + 1, "rows": rows, "loss": float(loss)})
             return loss
 
@@ -156,6 +185,7 @@ class Runs:
             return f"step {max(published)} had been published, found {[c.step for c in found]}"
         for checkpoint in found:
             state.read_state(checkpoint.path)
+            state.read_tensors(checkpoint.path / state.ADAPTER_WEIGHTS)
         if (folder / "classifier").exists():
             read_artifact(folder)
         return None
@@ -207,10 +237,12 @@ def kill(runs: Runs, at: int, reference: dict[str, Any], again_at: int = -1) -> 
     return finish(runs, name, reference)
 
 
-def kill_at_random(runs: Runs, index: int, seconds: float, reference: dict[str, Any]) -> str | None:
-    """SIGKILL from outside at a random moment, up to three times."""
+def kill_at_random(runs: Runs, index: int, seconds: float, reference: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """SIGKILL from outside at a random moment, up to three times; also says in what the run was interrupted."""
     name, draw = f"random-{index}", random.Random(index)
+    places = []
     for _ in range(draw.choice((1, 1, 2, 3))):
+        runs.place.clear()
         pid = os.fork()
         if pid == 0:
             signal.alarm(_CHILD_S)
@@ -220,10 +252,12 @@ def kill_at_random(runs: Runs, index: int, seconds: float, reference: dict[str, 
                 os._exit(0)
         time.sleep(draw.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+            break  # it had come to its end
+        places.append(runs.place.read())
         if wrong := runs.after_death(name):
-            return wrong
-    return finish(runs, name, reference)
+            return wrong, places
+    return finish(runs, name, reference), places
 
 
 def fill(runs: Runs, at: int, reference: dict[str, Any], error: int) -> str | None:
@@ -304,6 +338,13 @@ def _write_in_place() -> None:
     checkpoints._digest = lambda file: ""
 
 
+def _draw_nothing() -> None:
+    """Half of a tiny run's time goes into its pictures; here it matters only that their files are written."""
+    from matplotlib.figure import Figure
+
+    Figure.savefig = lambda figure, path, **how: Path(path).write_bytes(b"a picture")
+
+
 def _import_everything() -> None:
     """What training imports only when it needs it: once here instead of in every fork."""
     for package in ("data", "evaluation", "inference", "modeling", "prompting", "tracking", "training"):
@@ -324,35 +365,48 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     whole, reference = _references[key]
     runs.withhold = job.get("withhold")
     failures: dict[str, str] = {}
-    points = _points(job, whole["operations"])
-    for at in points:
+    places: list[str] = []
+    done = []
+    for at in _points(job, whole["operations"]):
         if job["do"] == "random":
-            wrong = kill_at_random(runs, at, job["seconds"], reference)
+            if len(places) >= job["kills"]:
+                break
+            wrong, killed = kill_at_random(runs, at, 1.1 * whole["seconds"], reference)
+            places += killed
         elif job["do"] == "full":
             wrong = fill(runs, at, reference, errno.ENOSPC if at % 2 else errno.EDQUOT)
         else:
             again = random.Random(at).randrange(len(whole["operations"])) if job.get("twice") else -1
             wrong = kill(runs, at, reference, again)
+        done.append(at)
         if wrong:
             failures[f"{at}: {whole['operations'][at]}" if job["do"] != "random" else str(at)] = wrong
         for left in runs.work.glob("*-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return {"operations": whole["operations"], "reference": reference, "done": list(points), "failures": failures}
+    return {
+        "operations": whole["operations"],
+        "reference": reference,
+        "done": done,
+        "places": places,
+        "failures": failures,
+    }
 
 
 def _whole_run(runs: Runs) -> tuple[dict[str, Any], dict[str, Any]]:
+    began = time.monotonic()
     status, whole = runs.fork(lambda: runs.train("reference"))
     assert status == 0
+    whole["seconds"] = time.monotonic() - began
     assert "error" not in whole, whole["error"]
     reference = json.loads(json.dumps(runs.fork(lambda: runs.outcome("reference"))[1]))
     assert "error" not in reference, reference["error"]
     return whole, reference
 
 
-def _points(job: dict[str, Any], operations: list[str]) -> list[int]:
+def _points(job: dict[str, Any], operations: list[str]) -> Iterable[int]:
     """Numbers of the operations at which something is to happen: those that match ``only``, and some of the others."""
     if job["do"] == "random":
-        return list(range(job["count"]))
+        return itertools.count()
     if job["do"] == "full":
         able = [at for at, op in enumerate(operations) if op.split()[0] in NEEDS_SPACE - {"os.rename"}]
     else:
@@ -367,6 +421,7 @@ def main() -> None:
     """Does the jobs, ``{name: job}``."""
     torch.set_num_threads(1)
     _import_everything()
+    _draw_nothing()
     gc.freeze()  # the Trainer collects garbage, and in a fork that would touch, and copy, everything imported
     json.dump({name: do(job) for name, job in json.load(sys.stdin).items()}, sys.stdout)
 
