@@ -85,7 +85,8 @@ def inside(root: Path, path: str) -> Path:
         found = (real / parts).resolve()
     except (OSError, RuntimeError, ValueError):  # a loop of links
         raise refused from None
-    if found == real or not found.is_relative_to(real):
+    # a link that is left leads in a circle
+    if found == real or not found.is_relative_to(real) or found.is_symlink():
         raise refused
     return found
 
