@@ -39,7 +39,7 @@ def make_record(
 ) -> dict[str, Any]:
     """What is written for one row.
 
-    ``id``, ``label``, ``probability``, ``probabilities`` (label -> p), ``confidence`` (it is compared with the threshold
+    ``id``, ``label``, ``probability``, ``probabilities`` (label -> p), ``confidence`` (compared with the threshold
     for abstaining), ``abstained`` and ``truncated``, then the input's columns. An input column whose name is taken
     becomes ``input_<name>``.
 
