@@ -35,6 +35,8 @@ from train_speed_run import Child
 
 _HERE = Path(__file__).resolve().parent
 _AT_THE_END = 50
+# texts in each of their requests, at most
+_MOST_AT_THE_END = 128
 # work for the requests in flight at SIGTERM
 _END_SECONDS = 6.0
 _PROBED = 64
@@ -218,10 +220,13 @@ class _Bench:
 
     async def _end(self) -> dict[str, Any]:
         """SIGTERM in the middle of the work: what becomes of those who wait."""
-        with self._server("last-server", "--max-queue-seconds", "0", "--drain-seconds", "300") as server:
+        # a queue that holds all of them: a request that was refused when it came was never in flight
+        room = ["--max-queue-texts", str(_MOST_AT_THE_END * _AT_THE_END), "--max-queue-tokens", str(1 << 30)]
+        with self._server("last-server", "--max-queue-seconds", "0", "--drain-seconds", "300", *room) as server:
             async with self._client(server, texts_a_request=1) as client:
                 probe = await client.ask([self.texts[i % len(self.texts)] for i in range(_PROBED)])
-                client.size = max(1, min(128, math.ceil(_END_SECONDS * _PROBED / probe.seconds / _AT_THE_END)))
+                wanted = math.ceil(_END_SECONDS * _PROBED / probe.seconds / _AT_THE_END)
+                client.size = max(1, min(_MOST_AT_THE_END, wanted))
                 answers: list[Answer] = []
                 full = asyncio.Event()
 
