@@ -8,7 +8,9 @@ that a client that is late itself does not hide anything ("coordinated omission"
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,10 +79,9 @@ class Client:
         self._transport = transport
 
     async def __aenter__(self) -> Client:
-        # a connection for each request that is open: none waits for another one in here
-        many = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        transport = Spread() if self._transport is None else self._transport
         self._http = httpx.AsyncClient(
-            base_url=self.url, limits=many, timeout=self._patience, trust_env=False, transport=self._transport
+            base_url=self.url, timeout=self._patience, trust_env=False, transport=transport
         )
         self._begin = time.perf_counter()
         return self
@@ -179,6 +180,28 @@ class Client:
         found = [self._texts[(self._next + i) % len(self._texts)] for i in range(self.size)]
         self._next += self.size
         return found
+
+
+class Spread(httpx.AsyncBaseTransport):
+    """Requests spread over many pools of connections, one after the other.
+
+    A pool looks at all of its connections at each request: with a thousand open in one, the client, which shares the
+    machine with the server, would be what is measured.
+    """
+
+    def __init__(self, pools: int = 64) -> None:
+        # a connection for each request that is open: none waits for another one in here
+        many = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        context = ssl.create_default_context()  # not needed, but each pool would make its own
+        self._pools = [httpx.AsyncHTTPTransport(verify=context, limits=many) for _ in range(pools)]
+        self._turn = itertools.cycle(self._pools)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await next(self._turn).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
 
 
 def _read(found: httpx.Response, texts: int) -> tuple[bool, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,36 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
         durable.replace_folder(tmp_path / "new", tmp_path / "old")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
     assert (tmp_path / "old" / "old").exists()
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+@pytest.mark.parametrize("failing", ["target", "source"])
+def test_a_folder_whose_new_name_is_not_on_disk_has_changed_nothing(tmp_path, monkeypatch, replaces, failing):
+    """A full disk may show at the last fsync only, when the new folder has its place already."""
+    target, source = tmp_path / "place" / "folder", tmp_path / "staging" / "new"
+    for folder, name in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    if not replaces:
+        shutil.rmtree(target)
+    broken = {"target": target, "source": source}[failing].parent
+    forced = durable.fsync
+
+    def full(path):
+        if path == broken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        forced(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            durable.replace_folder(source, target)
+    assert [p.name for p in source.iterdir()] == ["new"]
+    assert [p.name for p in target.parent.iterdir()] == (["folder"] if replaces else []), "nothing stands aside"
+    assert not replaces or [p.name for p in target.iterdir()] == ["old"]
+    durable.replace_folder(source, target)
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in target.parent.iterdir()] == ["folder"]
 
 
 def test_sweeping_takes_only_what_is_ours(tmp_path):

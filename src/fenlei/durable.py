@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,24 @@ def replace_folder(source: Path, target: Path) -> None:
         OSError: nothing has changed.
     """
     old = aside(target)
-    if target.exists():
+    replaces = target.exists()
+    if replaces:
         remove_folder(old)
         os.replace(target, old)
-        try:
-            os.replace(source, target)
-        except OSError:
-            os.replace(old, target)
-            raise
-    else:
+    placed = False
+    try:
         os.replace(source, target)
-    fsync(target.parent)
-    if source.parent != target.parent:
-        fsync(source.parent)
+        placed = True
+        for parent in dict.fromkeys((target.parent, source.parent)):
+            fsync(parent)
+    except OSError:
+        # a full disk may show here only; at worst the new one stays in place and the old one beside it
+        with suppress(OSError):
+            if placed:
+                os.replace(target, source)
+            if replaces:
+                os.replace(old, target)
+        raise
     remove_folder(old)
 
 
