@@ -4,16 +4,18 @@
     .venv/bin/python benchmarks/unknown_classes.py --out /tmp/unknown --model smollm2-135m --rows 40
 
 For each seed a classifier is trained by `fenlei train` on the four largest classes of fudan-news, then all test rows
-are scored with those four as candidates: rows of the four are known, rows of the other classes unknown. AUROC is the
-probability that a known row has a higher confidence than an unknown one (0.5: knows nothing), for each signal with the
-model's own probabilities and with the calibrated ones. "unknown abstained" is the share of the unknown rows that a
-threshold for 90 % coverage, chosen on dev rows of known classes, abstains from; "known abstained" what it costs.
-Nothing is chosen on test rows. results.json grows seed by seed; started again, seeds that are in it are skipped.
+are scored with those four as candidates, once with decisive and once with complete answers (`inference.answers`): rows
+of the four are known, rows of the other classes unknown. AUROC is the probability that a known row has a higher
+confidence than an unknown one (0.5: knows nothing), for each signal with the model's own probabilities and with the
+calibrated ones. "unknown abstained" is the share of the unknown rows that a threshold for 90 % coverage, chosen on dev
+rows of known classes, abstains from; "known abstained" what it costs. Nothing is chosen on test rows. results.json
+grows seed by seed; started again, seeds that are in it with the same options and data are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -27,26 +29,31 @@ from pathlib import Path
 from typing import Any
 
 COVERAGE = 0.9
+ANSWERS = ("decisive", "complete")
 FIGURES = ("auroc", "known_abstained", "unknown_abstained")
 HEADS = ("AUROC", "known abstained", "unknown abstained")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    check(args)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.json"
     done: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    shared, wanted = what_is_measured(args), []
     for seed in args.seeds:
-        key = {"seed": seed, "model": args.model, "rows": args.rows, "settings": settings(args)}
-        if any(run.items() >= key.items() for run in done):
+        key = shared | {"seed": seed}
+        found = next((run for run in done if run.items() >= key.items()), None)
+        if found is not None:
+            wanted.append(found)
             continue
         print(f"seed {seed}", file=sys.stderr, flush=True)
-        done.append(key | one_seed(args, seed))
+        wanted.append(key | one_seed(args, seed))
+        done.append(wanted[-1])
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(done, indent=1, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
-    wanted = [run for run in done if run["seed"] in args.seeds and run["model"] == args.model]
-    text = table([run for run in wanted if run["rows"] == args.rows and run["settings"] == settings(args)])
+    text = table(wanted)
     (args.out / "results.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
@@ -69,6 +76,37 @@ def parser() -> argparse.ArgumentParser:
     return described
 
 
+def check(args: argparse.Namespace) -> None:
+    """Says what would end or spoil a run before anything is trained."""
+    from fenlei.config import RunConfig
+
+    for setting in args.more:
+        if setting.startswith(("calibration.", "inference.answers")):
+            raise SystemExit(f"--set {setting}: it is set here, to each value that is measured; leave it out")
+    least = RunConfig.build({}).calibration.min_rows
+    if args.known * args.dev_rows < least:
+        raise SystemExit(
+            f"--known {args.known} --dev-rows {args.dev_rows}: no temperature and no threshold is fitted on fewer than "
+            f"{least} dev rows; raise --dev-rows"
+        )
+
+
+def what_is_measured(args: argparse.Namespace) -> dict[str, Any]:
+    """All that a seed's figures depend on, but the seed: options, and what is in the data files."""
+    data = hashlib.sha256()
+    for name in ("train", "test"):
+        data.update(hashlib.sha256(data_file(args, name).read_bytes()).digest())
+    return {
+        "model": args.model,
+        "known_classes": args.known,
+        "rows": args.rows,
+        "dev_rows": args.dev_rows,
+        "test_rows": args.test_rows,
+        "settings": settings(args),
+        "data_sha256": data.hexdigest(),
+    }
+
+
 def settings(args: argparse.Namespace) -> list[str]:
     return [f"prompt.max_length={args.max_length}", f"train.epochs={args.epochs:g}", *args.more]
 
@@ -88,36 +126,47 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise SystemExit(f"fenlei train ended with exit code {code}")
     trained = time.monotonic() - started
-    from fenlei import TextClassifier
-
-    classifier = TextClassifier.load(folder / "run", overrides=[s for s in args.more if s.startswith("model.")])
     dev = read_rows(folder / "dev.jsonl")
-    predictions = {
-        "dev": classifier.classify([row["text"] for row in dev]),
-        "test": classifier.classify([row["text"] for row in test]),
-    }
     is_known = [row["output"] in known for row in test]
     gold = [row["output"] for row in dev]
-    found = {
+    found: dict[str, Any] = {
         "known": sorted(known),
         "known_rows": sum(is_known),
         "unknown_rows": len(test) - sum(is_known),
-        "known_accuracy": statistics.mean(
-            p.label == row["output"] for p, row, k in zip(predictions["test"], test, is_known, strict=True) if k
-        ),
-        "signals": measure(gold, predictions["dev"], predictions["test"], is_known),
+        "known_accuracy": {},
+        "scoring_seconds": {},
+        "signals": {},
         "train_minutes": trained / 60,
-        "minutes": (time.monotonic() - started) / 60,
     }
+    for answers in ANSWERS:
+        said, seconds = score(folder / "run", args.more, answers, dev, test)
+        rows = zip(said["test"], test, is_known, strict=True)
+        found["known_accuracy"][answers] = statistics.mean(p.label == row["output"] for p, row, k in rows if k)
+        found["scoring_seconds"][answers] = seconds
+        for name, figures in measure(gold, said["dev"], said["test"], is_known).items():
+            found["signals"][f"{name}, {answers}"] = figures
+    found["minutes"] = (time.monotonic() - started) / 60
     if not args.keep:
         shutil.rmtree(folder)
     return found
 
 
+def score(
+    run: Path, more: list[str], answers: str, dev: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> tuple[dict[str, list[Any]], float]:
+    """What a run says of the dev and the test rows with such answers; and the seconds that it took."""
+    from fenlei import TextClassifier
+
+    machine = [setting for setting in more if setting.startswith(("model.", "inference."))]
+    classifier = TextClassifier.load(run, overrides=[*machine, f"inference.answers={answers}"])
+    started = time.monotonic()
+    said = {name: classifier.classify([row["text"] for row in rows]) for name, rows in (("dev", dev), ("test", test))}
+    return said, time.monotonic() - started
+
+
 def split(args: argparse.Namespace, seed: int, folder: Path) -> tuple[set[str], list[dict[str, Any]]]:
     """Writes train.jsonl and dev.jsonl of the known classes; gives those classes and the test rows of all."""
-    rows = read_rows(args.data / "fudan-news" / "train.jsonl")
-    test = read_rows(args.data / "fudan-news" / "test.jsonl")
+    rows, test = (read_rows(data_file(args, name)) for name in ("train", "test"))
     known = [name for name, _ in Counter(row["output"] for row in rows).most_common(args.known)]
     if len({row["output"] for row in test} - set(known)) == 0:
         raise SystemExit("--known: no class is left to be unknown")
@@ -138,14 +187,19 @@ def split(args: argparse.Namespace, seed: int, folder: Path) -> tuple[set[str], 
     return set(known), test
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def data_file(args: argparse.Namespace, name: str) -> Path:
+    path: Path = args.data / "fudan-news" / f"{name}.jsonl"
     if not path.is_file():
         raise SystemExit(f"{path}: missing; say where the data is with --data")
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def measure(gold: list[str], dev: list[Any], test: list[Any], is_known: list[bool]) -> dict[str, dict[str, float]]:
-    """Figures by "signal, probabilities"."""
+    """Figures of one kind of answers by "signal, probabilities"."""
     from sklearn.metrics import roc_auc_score
 
     from fenlei.config import RunConfig
@@ -179,19 +233,22 @@ def table(runs: list[dict[str, Any]]) -> str:
     names = list(runs[0]["signals"])
     best = max(names, key=lambda name: statistics.mean(run["signals"][name]["auroc"] for run in runs))
     first = runs[0]
-    accuracy = spread([run["known_accuracy"] for run in runs])
     lines = [
         f"{first['model']}, {len(runs)} seeds, {first['rows']} rows of each of {len(first['known'])} classes; "
-        f"{first['known_rows']} known and {first['unknown_rows']} unknown test rows; accuracy on known ones {accuracy}",
+        f"{first['known_rows']} known and {first['unknown_rows']} unknown test rows",
         "",
-        "| signal | probabilities | " + " | ".join(HEADS) + " |",
-        "|---|---|" + "---:|" * len(FIGURES),
     ]
+    for answers in ANSWERS:
+        accuracy = spread([run["known_accuracy"][answers] for run in runs])
+        seconds = statistics.mean(run["scoring_seconds"][answers] for run in runs)
+        lines.append(f"- {answers} answers: accuracy on known rows {accuracy}; scoring took {seconds:.0f} s")
+    lines += ["", "| signal | probabilities | answers | " + " | ".join(HEADS) + " |"]
+    lines.append("|---|---|---|" + "---:|" * len(FIGURES))
     for name in names:
-        signal, probabilities = name.split(", ")
+        signal, probabilities, answers = name.split(", ")
         cells = [spread([run["signals"][name][figure] for run in runs]) for figure in FIGURES]
         shown = f"**{signal}**" if name == best else signal
-        lines.append(f"| {shown} | {probabilities} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown} | {probabilities} | {answers} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
