@@ -6,12 +6,14 @@ import io
 import itertools
 import json
 import random
+import sys
 import time
 
 import pytest
 
 from fenlei import TextClassifier
 from fenlei.data import Example
+from fenlei.inference import sentences
 from fenlei.inference.explain import explain, render
 from fenlei.inference.sentences import split_sentences
 
@@ -53,6 +55,30 @@ class TestSentences:
         start = time.process_time()
         split_sentences(text * (1_000_000 // len(text)))
         assert time.process_time() - start < 10
+
+    @pytest.mark.parametrize("text", ["\n ", "。\n \n", "a\n\t\n", "\r\n", "a. "])
+    def test_twice_the_text_is_twice_the_work(self, text):
+        """Lines of the splitter that are run, counted; white space between line ends is looked at once."""
+
+        def steps(count):
+            run = 0
+
+            def trace(frame, event, _):
+                nonlocal run
+                run += event == "line"
+                return trace if frame.f_code.co_filename == sentences.__file__ else None
+
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                split_sentences(text * count)
+            finally:
+                sys.settrace(before)
+            return run
+
+        few = steps(200)
+        assert few > 100, "something is counted"
+        assert steps(400) < 2.2 * few
 
 
 KEYWORDS = {"体育": "球球球球！", "财经": "股股股股！", "科技": "机机机机！"}

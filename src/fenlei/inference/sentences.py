@@ -7,6 +7,8 @@ import re
 _CLOSING = re.escape("\"'”’»）)】」』》]")
 # what may end a sentence; what closes a quotation or bracket belongs to it
 _ENDS = re.compile(rf"(?P<marks>[。！？；!?….]+)[{_CLOSING}]*|\n+")
+_WORD = re.compile(r"[^\s(\"'“‘]*")
+_SPACE = re.compile(r"\s*")
 _CHINESE = frozenset("。！？；")
 _LOOK_AROUND = 80
 _ABBREVIATIONS = frozenset(
@@ -20,15 +22,18 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 
     White space after a sentence belongs to it. A full stop ends no sentence inside a number (3.14), after an
     abbreviation or an initial (Dr., e.g., U.S., J.), after the number of a list item, or before a small letter.
-    A text of white space alone has none.
+    A text of white space alone has none. The time is linear in the length of the text, whatever it holds.
     """
-    cuts = []
+    cuts: list[int] = []
+    end = 0
     for found in _ENDS.finditer(text):
+        if found.start() < end:  # a line end in white space that belongs to the sentence before
+            continue
         if found["marks"] and not _stops(text, found):
             continue
-        end = found.end()
-        while end < len(text) and text[end].isspace():
-            end += 1
+        space = _SPACE.match(text, found.end())
+        assert space is not None, "it matches nothing, too"
+        end = space.end()
         cuts.append(end)
     spans: list[tuple[int, int]] = []
     start = 0
@@ -53,8 +58,8 @@ def _stops(text: str, found: re.Match[str]) -> bool:
         return True
     first = max(0, start - _LOOK_AROUND)
     line = text[max(first, text.rfind("\n", first, start) + 1) : start]
-    word = re.search(r"[^\s(\"'“‘]*$", line)
-    before = word.group() if word else ""
+    word = _WORD.match(line[::-1])  # from behind: a search for the last word would try each character as its first
+    before = word.group()[::-1] if word else ""
     if before.isdigit() and not line[: -len(before)].strip():  # "1. " at the start of a line
         return False
     plain = before.replace(".", "")
