@@ -193,3 +193,25 @@ def test_the_arguments_exist_in_the_package():
         parameters = inspect.signature(patch.MODEL_TYPE_TO_APPLY_LIGER_FN[kind]).parameters
         assert {"cross_entropy", "fused_linear_cross_entropy", "rope", "rms_norm", "model"} <= set(parameters)
         assert {"swiglu", "geglu"} & set(parameters)
+
+
+@pytest.mark.parametrize("size", [1, 40, 3000])
+def test_scores_in_bfloat16_are_those_of_a_float32_head(size):
+    """Also where one logit of 20, which bfloat16 rounds by up to 0.06, is all of the normalizer."""
+    from fenlei.modeling.fused_ops import head_scores
+
+    draw = torch.Generator().manual_seed(size)
+    weight = torch.randn(size, 64, generator=draw).bfloat16()
+    # each looks into the direction of a token, more or less
+    hidden = torch.stack([weight[i % size] * factor for i, factor in enumerate((0.01, 0.05, 0.3, 0.311, 0.3207, 0.4))])
+    places, tokens = torch.arange(6).repeat_interleave(3), torch.randint(size, (18,), generator=draw)
+    tokens[::3] = torch.arange(6) % size  # the token itself
+    found = head_scores(hidden, weight, places, tokens)
+    expected = torch.log_softmax(hidden.double() @ weight.double().t(), dim=-1)[places, tokens]
+    assert found.dtype == torch.float32
+    assert (found <= 0).all()
+    assert (found - expected).abs().max() < 1e-4
+    rough = torch.logsumexp((hidden @ weight.t()).float(), dim=-1)
+    own = (hidden.double() @ weight.double().t())[places, tokens]
+    if size > 1:
+        assert (own - rough[places] - expected).abs().max() > 0.02, "negative control: with logits as bfloat16 has them"

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 _HEAD_ROWS, _HEAD_PAIRS = 64, 4096
+# of each hidden state, computed again in float32
+_HEAD_LARGEST = 32
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 def head_scores(hidden: torch.Tensor, weight: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of ``tokens[i]`` after ``hidden[places[i]]``, ``(m,)`` float32, without gradients.
 
-    The logits of the tokens themselves are float32 sums: bfloat16 would round a logit of 20 to the next multiple of
-    1/8, and with it the probabilities. In the normalizer such errors average out. The logits of a few hidden states at
-    a time: those of a large label set would take gigabytes.
+    The logits that matter are float32 sums: bfloat16 would round a logit of 20 to the next multiple of 1/8, and with it
+    the probabilities. These are the logits of the tokens themselves and the largest ones of the normalizer; among the
+    many small ones such errors average out. The logits of a few hidden states at a time: those of a large label set
+    would take gigabytes.
 
     Args:
         hidden: ``(n, I)``.
@@ -241,16 +244,22 @@ def head_scores(hidden: torch.Tensor, weight: torch.Tensor, places: torch.Tensor
         places: indices of hidden states, ``(m,)``.
         tokens: ``(m,)``.
     """
-    normalizer = torch.cat(
-        [
-            torch.logsumexp((hidden[start : start + _HEAD_ROWS] @ weight.t()).float(), dim=-1)
-            for start in range(0, len(hidden), _HEAD_ROWS)
-        ]
-    )
+    normalizer = torch.cat([_normalizer(some, weight) for some in hidden.split(_HEAD_ROWS)])
     own = torch.cat(
         [
             (hidden[some].float() * weight[wanted].float()).sum(-1)
             for some, wanted in zip(places.split(_HEAD_PAIRS), tokens.split(_HEAD_PAIRS), strict=True)
         ]
     )
-    return own - normalizer[places]
+    return (own - normalizer[places]).clamp_(max=0.0)  # by a rounding, a certain token may seem more than certain
+
+
+def _normalizer(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of the exponentials of all logits, ``(n,)`` float32."""
+    rough = hidden @ weight.t()
+    logits = rough.float()
+    if rough.dtype != torch.float32:
+        largest = rough.topk(min(_HEAD_LARGEST, len(weight)), dim=-1).indices
+        exact = torch.einsum("ni,nki->nk", hidden.float(), weight[largest].float())
+        logits.scatter_(1, largest, exact)
+    return torch.logsumexp(logits, dim=-1)

@@ -110,14 +110,15 @@ class _CpuAttention(torch.autograd.Function):
         heads, length, _ = query.shape
         groups = heads // key.shape[0]
         out = query.new_empty(length, heads, value.shape[-1])
-        saved = []
+        trains, saved = any(ctx.needs_input_grad), []
         for block in layout.blocks:
             q = _gather(query, block.queries, groups)
             k, v = _gather(key, block.keys, 1), _gather(value, block.keys, 1)
             p = _softmax_scores(q, k, layout.bias(block, window), scale, query.dtype)
             out[block.places] = _scatter_back(torch.bmm(p, v), block, heads)
-            saved.append(p)
-        if any(ctx.needs_input_grad):
+            if trains:  # a layer's probabilities of one long text would take gigabytes
+                saved.append(p)
+        if trains:
             ctx.save_for_backward(query, key, value, *saved)
             ctx.layout, ctx.scale = layout, scale
         return out
