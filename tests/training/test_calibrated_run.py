@@ -191,11 +191,35 @@ def test_rows_may_bring_their_own_candidates(run):
         assert sum(p.probabilities.values()) == pytest.approx(1)
 
 
-def rewrite(folder, content):
-    write_json(folder / "calibration.json", content)
+def rewrite(folder, content, name="calibration.json"):
+    write_json(folder / name, content)
     manifest = read_json(folder / MANIFEST)
-    manifest["files"]["calibration.json"] = sha256_of(folder / "calibration.json")
+    manifest["files"][name] = sha256_of(folder / name)
     write_json(folder / MANIFEST, manifest)
+
+
+def test_scores_are_those_that_were_calibrated(run, tmp_path):
+    """Scores of whole answers are others than decisive ones, and so would be what T and the threshold mean."""
+    classifier, _, _ = run
+    folder = classifier.save(tmp_path / "c")
+    stored = read_json(folder / "prompt.json")
+    assert stored["answers"] == "decisive"
+    on_cpu, bare = ["model.device=cpu"], ["calibration.method=none", "calibration.threshold=null"]
+    whole = ["inference.answers=complete"]
+    with pytest.raises(ConfigError, match="calibrated with inference.answers=decisive"):
+        TextClassifier.load(folder, overrides=on_cpu + whole)
+    raw = [
+        TextClassifier.load(folder, overrides=on_cpu + bare + more).classify(["国足"])[0].scores for more in ([], whole)
+    ]
+    assert max(raw[1].values()) < max(raw[0].values()), "the end of the answer costs something"
+
+    rewrite(folder, {**stored, "answers": "complete"}, "prompt.json")
+    assert TextClassifier.load(folder, overrides=on_cpu + bare).classify(["国足"])[0].scores == raw[1]
+    with pytest.raises(ConfigError, match="calibrated with inference.answers=complete"):
+        TextClassifier.load(folder, overrides=[*on_cpu, "inference.answers=decisive"])
+    del stored["answers"]  # as earlier releases wrote it
+    rewrite(folder, stored, "prompt.json")
+    assert TextClassifier.load(folder, overrides=on_cpu + bare).classify(["国足"])[0].scores == raw[0]
 
 
 def test_folders_of_earlier_releases_load(run, tmp_path):

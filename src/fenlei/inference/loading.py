@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fenlei.artifact import ADAPTER, TOKENIZER, Artifact
-from fenlei.config import PromptConfig, RunConfig, read_yaml
+from fenlei.config import InferenceConfig, PromptConfig, RunConfig, read_yaml
 from fenlei.data.labels import LabelSet
-from fenlei.errors import ArtifactError, ModelError
+from fenlei.errors import ArtifactError, ConfigError, ModelError
 from fenlei.inference.predictor import Predictor
 from fenlei.modeling.calibration import Calibration
 from fenlei.prompting import ChatFrame, PromptEncoder
@@ -40,6 +40,7 @@ def stored_settings(artifact: Artifact, path: Path, model: str | None = None) ->
             },
             "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
             "data": {"candidates": artifact.prompt["candidates"], **artifact.prompt["columns"]},
+            "inference": {"answers": _answers(artifact)},
         }
     except (KeyError, TypeError, ValueError) as error:
         raise _wrong(artifact, error) from error
@@ -60,7 +61,7 @@ def load_predictor(artifact: Artifact, config: RunConfig, base: SharedBase | Non
 
     Raises:
         ArtifactError: a file of the folder holds what cannot be, or the base model is not the one it was trained on.
-        ConfigError: a ``calibration`` setting that cannot be changed here.
+        ConfigError: a ``calibration`` setting that cannot be changed here, or ``inference.answers`` changed without it.
         ModelError: the base model cannot be found or loaded.
     """
     from fenlei.modeling.loading import load_tokenizer
@@ -74,6 +75,7 @@ def load_predictor(artifact: Artifact, config: RunConfig, base: SharedBase | Non
     except (KeyError, TypeError, ValueError) as error:
         raise _wrong(artifact, error) from error
     calibration = calibration.with_settings(config.calibration)
+    _require_same_answers(artifact, config, calibration)
     # one tokenizer takes ten times the memory of an adapter, and classifiers on one base model mostly have the same
     key = tuple(sorted(item for item in artifact.manifest["files"].items() if item[0].startswith(f"{TOKENIZER}/")))
     tokenizer, plain = (None, None) if base is None else base.tokenizer(key)
@@ -183,6 +185,21 @@ def _calibration(artifact: Artifact, labels: LabelSet) -> Calibration:
     except ValueError as error:
         raise ValueError(f"calibration.json: {error}") from error
     return found
+
+
+def _answers(artifact: Artifact) -> str:
+    # classifiers of earlier versions had no choice
+    return str(artifact.prompt.get("answers", InferenceConfig().answers))
+
+
+def _require_same_answers(artifact: Artifact, config: RunConfig, calibration: Calibration) -> None:
+    stored = _answers(artifact)
+    if config.inference.answers == stored or (calibration.is_identity and calibration.threshold is None):
+        return
+    raise ConfigError(
+        f"{artifact.path}: was calibrated with inference.answers={stored}; with {config.inference.answers} its scores "
+        "are others. Leave the setting out, or give calibration.method=none calibration.threshold=null as well"
+    )
 
 
 def _wrong(artifact: Artifact, error: Exception) -> ArtifactError:

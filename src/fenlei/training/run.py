@@ -380,6 +380,7 @@ def prompt_record(config: RunConfig, encoder: PromptEncoder) -> dict[str, Any]:
     return {
         "prompt": config.prompt.model_dump(mode="json"),
         "candidates": encoder.candidates,
+        "answers": config.inference.answers,  # what its scores, and so its calibration, are of
         "columns": {name: value for name in columns if (value := getattr(config.data, name)) is not None},
         # as rendered: some chat templates write today's date, and a tokenizer's template may change
         "chat": encoder.chat.to_dict(),
