@@ -10,13 +10,14 @@ with all labels as candidates:
 - tuned: `fenlei train` on one half of the noisy rows judges the other half, and the other way round.
 
 Precision and recall are taken among the top ranks, at once and twice the number of planted errors. Labels that were
-wrong before are counted as right, so all figures are a little too low. Results of a judge that are there already are
-kept: a run that was broken off goes on with the missing ones.
+wrong before are counted as right, so all figures are a little too low. Results that are there already are kept, as are
+trainings that were broken off, where rows, planted errors, seed and settings are the same; else all is made anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NAMES = ("fudan-news", "thucnews-titles")
 JUDGES = ("tfidf", "tuned")
@@ -43,10 +44,12 @@ def main(arguments: list[str] | None = None) -> None:
     found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
     for name in args.data:
         for judge in args.judges:
+            planted = plant(name, args)
             key = {"data": name, "judge": judge, "share": args.share, "seed": args.seed, "rows_used": args.rows}
+            key |= {"settings": args.more if judge == "tuned" else [], "noisy_rows": digest(planted.noisy)}
             if any(all(row.get(k) == v for k, v in key.items()) for row in found):
                 continue
-            found.append({**key, **one(name, judge, args)})
+            found.append({**key, **one(planted, key, args)})
             path.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     text = table(found)
     (args.out / "label_noise.md").write_text(text + "\n", encoding="utf-8")
@@ -75,30 +78,53 @@ def parser() -> argparse.ArgumentParser:
     return described
 
 
-def one(name: str, judge: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Plants errors in one data set and lets one judge rank the rows."""
-    from fenlei.evaluation.noise import plant_errors, rank_label_errors, ranking_quality
+class Planted(NamedTuple):
+    """Rows with wrong labels among them: which, and what was there before."""
+
+    noisy: list[dict[str, str]]
+    right: list[str]
+    wrong: set[int]
+
+
+def plant(name: str, args: argparse.Namespace) -> Planted:
+    """Plants errors in one data set."""
+    from fenlei.evaluation.noise import plant_errors
 
     rows = read_rows(args.root / name / "train.jsonl", args.rows, args.seed)
     right = [row["output"] for row in rows]
-    given, planted = plant_errors(right, args.share, args.seed)
+    given, wrong = plant_errors(right, args.share, args.seed)
     noisy = [{"text": row["text"], "output": label} for row, label in zip(rows, given, strict=True)]
+    return Planted(noisy, right, set(wrong))
+
+
+def digest(value: Any) -> str:
+    """Short name of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def one(planted: Planted, key: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Lets one judge rank the rows. `key` names all that a training depends on, so its runs lie in a folder by it."""
+    from fenlei.evaluation.noise import rank_label_errors, ranking_quality
+
+    noisy, right, wrong = planted
+    given = [row["output"] for row in noisy]
     start = time.monotonic()
-    if judge == "tfidf":
+    if key["judge"] == "tfidf":
         predictions = judge_by_tfidf(noisy, args.seed)
     else:
-        predictions = judge_by_model(noisy, args.out / f"runs-{name}-{args.seed}", args)
+        folder = args.out / f"runs-{key['data']}-{digest({**key, 'fixed': SETTINGS})}"
+        predictions = judge_by_model(noisy, folder, args)
     seconds = time.monotonic() - start
     issues = rank_label_errors(given, predictions)
     flagged = {issue.row for issue in issues if issue.probable}
-    top = [issue for issue in issues[: len(planted)] if issue.row in planted]
+    top = [issue for issue in issues[: len(wrong)] if issue.row in wrong]
     return {
-        "rows": len(rows),
+        "rows": len(noisy),
         "labels": len(set(right)),
-        **ranking_quality([issue.row for issue in issues], planted),
+        **ranking_quality([issue.row for issue in issues], wrong),
         "flagged": len(flagged),
-        "flagged_precision": len(flagged & planted) / max(1, len(flagged)),
-        "flagged_recall": len(flagged & planted) / len(planted),
+        "flagged_precision": len(flagged & wrong) / max(1, len(flagged)),
+        "flagged_recall": len(flagged & wrong) / len(wrong),
         "suggestion_right": sum(i.suggested == right[i.row] for i in top) / max(1, len(top)),
         "seconds": seconds,
     }
@@ -168,8 +194,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     ]
     for row in found:
         cells = " | ".join(f"{row[name]:.3f}" for name in COLUMNS)
+        judge = " ".join([row["judge"], *row.get("settings", [])])
         lines.append(
-            f"| {row['data']} | {row['judge']} | {row['rows']} | {row['planted']} | {cells} | {row['flagged']} | "
+            f"| {row['data']} | {judge} | {row['rows']} | {row['planted']} | {cells} | {row['flagged']} | "
             f"{row['flagged_precision']:.3f} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)

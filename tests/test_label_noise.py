@@ -15,7 +15,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import label_noise  # noqa: E402
 
-from tests.evaluation.test_noise import texts  # noqa: E402
+from tests.evaluation.test_noise import said, texts  # noqa: E402
 
 
 @pytest.fixture
@@ -45,11 +45,33 @@ def test_tuned_judges_only_the_half_it_has_not_seen(arguments, tiny_folder, monk
     (row,) = json.loads((out / "label_noise.json").read_text("utf-8"))
     assert row["judge"] == "tuned"
     assert row["rows"] == 60
-    halves = [(out / "runs-small-42" / f"half-{i}.jsonl").read_text("utf-8").strip().split("\n") for i in (0, 1)]
+    (runs,) = out.glob("runs-small-*")
+    halves = [(runs / f"half-{i}.jsonl").read_text("utf-8").strip().split("\n") for i in (0, 1)]
     assert [len(half) for half in halves] == [30, 30]
     assert not set(halves[0]) & set(halves[1])
     monkeypatch.setattr(label_noise, "one", None)  # would fail if it were called
     label_noise.main([*options, "--judges", "tuned", "--set", *more])
+
+
+def test_nothing_is_taken_over_from_other_rows_errors_or_settings(arguments, monkeypatch):
+    """A classifier that was trained on other halves would judge rows it has seen."""
+    options, out = arguments
+    folders = []
+
+    def judged(rows, folder, args):
+        folders.append(folder)
+        return [said(**{row["output"]: 1.0}) for row in rows]
+
+    monkeypatch.setattr(label_noise, "judge_by_model", judged)
+    tuned = [*options, "--judges", "tuned"]
+    lines = (options[3], "small", "train.jsonl")
+    for more in ([], ["--rows", "40"], ["--share", "0.1"], ["--set", "model.spec=other"], ["--seed", "1"]):
+        label_noise.main([*tuned, *more])
+        label_noise.main([*tuned, *more])  # the same again: kept
+    Path(*lines).write_text(Path(*lines).read_text("utf-8").replace("{", "{ ", 1).replace('"text": "', '"text": "!', 1))
+    label_noise.main(tuned)  # another text
+    assert len(set(folders)) == len(folders) == 6
+    assert len(json.loads((out / "label_noise.json").read_text("utf-8"))) == 6
 
 
 def test_halves_are_fair():
