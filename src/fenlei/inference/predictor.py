@@ -67,6 +67,10 @@ class Predictor:
         """Tokens that a forward pass computes for each prompt, if its beginning is computed already."""
         return [self._scorer.cost(request) for request in self._requests(prompts)]
 
+    def beginning_cost(self, prompt: EncodedPrompt) -> int:
+        """Tokens at the beginning of a prompt that :meth:`costs` leaves out though they are not computed yet."""
+        return self._scorer.beginning_cost(*self._requests([prompt]))
+
     def forget_failed(self) -> None:
         """After a forward pass that failed: drops what it left behind, which may be large."""
         from fenlei.modeling.fuse import forget

@@ -84,8 +84,16 @@ class CandidateScorer:
     def cost(self, request: ScoreRequest) -> int:
         """Tokens that a forward pass computes for a request whose beginning is computed already, 1 or more."""
         tree = tree_of(request.answers, self.settings.answers == "complete")
-        shared = _prefix_length(request) if self.settings.share_prefix and self._packed is not None else 0
-        return len(request.prompt) - shared + tree.node_count - 1
+        return len(request.prompt) - self._shared(request) + tree.node_count - 1
+
+    def beginning_cost(self, request: ScoreRequest) -> int:
+        """Tokens at the beginning of a request that :meth:`cost` leaves out though they are not computed yet."""
+        shared = self._shared(request)
+        known = self._packed is not None and tuple(request.prompt[:shared]) in self._packed.prefixes
+        return 0 if known else shared
+
+    def _shared(self, request: ScoreRequest) -> int:
+        return _prefix_length(request) if self.settings.share_prefix and self._packed is not None else 0
 
     def keep_prefixes(self, most_bytes: int) -> None:
         """How much memory the computed beginnings of prompts may take; the one used last is always kept."""
