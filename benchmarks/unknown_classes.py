@@ -158,7 +158,9 @@ def score(
     from fenlei import TextClassifier
 
     machine = [setting for setting in more if setting.startswith(("model.", "inference."))]
-    classifier = TextClassifier.load(run, overrides=[*machine, f"inference.answers={answers}"])
+    # only scores are asked for; what training has fitted is for its own kind of answers
+    bare = ["calibration.method=none", "calibration.threshold=null", f"inference.answers={answers}"]
+    classifier = TextClassifier.load(run, overrides=[*machine, *bare])
     started = time.monotonic()
     said = {name: classifier.classify([row["text"] for row in rows]) for name, rows in (("dev", dev), ("test", test))}
     return said, time.monotonic() - started
