@@ -277,6 +277,19 @@ def test_copies_with_another_label(tmp_path):
     assert "体育; but 财经" in found.examples[0].note
 
 
+def test_the_contradiction_may_come_after_many_copies(tmp_path):
+    """As when a source names a text by another class in each of its sections."""
+    rows = clean_rows(60)
+    for row in rows[30:42]:
+        row.update(text=rows[0]["text"], label="体育")
+    for row in rows[42:50]:
+        row.update(text=rows[0]["text"], label="科技")
+    found = next(f for f in check(tmp_path, rows).findings if f.code == "label-conflict")
+    assert (found.count, lines(found)) == (21, [1])
+    assert "体育; but 科技" in found.examples[0].note
+    assert found.examples[0].note.endswith("train.jsonl:43")
+
+
 def edited(text: str) -> str:
     return text[:12] + "改" + text[13:] + "（组图）"
 

@@ -72,8 +72,8 @@ def _conflicts(split: Split, group: _Groups, settings: CheckSettings) -> Iterato
     for first in dict.fromkeys(int(row) for row in group.first_of[rows]):
         if len(places) == settings.examples:
             break
-        copies = [int(row) for row in rows[group.first_of[rows] == first][:10]]
-        other = next(row for row in copies if split.label[row] != split.label[first])
+        # the first copy with another label; as many with the same one may come before
+        other = int(rows[(group.first_of[rows] == first) & (split.label[rows] != split.label[first])][0])
         places.append(
             split.place(first, f"{split.label_of(first)}; but {split.label_of(other)} at {split.where(other)}")
         )
