@@ -89,6 +89,19 @@ def test_evaluate_with_ladder(run, tmp_path, monkeypatch, capfd):
     assert found["ladder"]["verdict"] in out
 
 
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_the_data_are_never_overwritten(run, monkeypatch, capfd, command):
+    folder = run[1]
+    before = (folder / "test.jsonl").read_bytes()
+    arguments = [command, folder / "run", folder / "test.jsonl", "--json", folder / "test.jsonl", "model.device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["fenlei", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "is one of the data files" in capfd.readouterr().err
+    assert (folder / "test.jsonl").read_bytes() == before
+
+
 def test_a_classifier_folder_alone_cannot_tell_its_training_rows(run, monkeypatch, capfd):
     folder = run[1]
     arguments = ["evaluate", folder / "run" / "classifier", folder / "test.jsonl", "--ladder", "model.device=cpu"]

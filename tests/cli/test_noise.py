@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import sys
 
@@ -67,6 +68,47 @@ def test_what_can_be_mended(fenlei, noisy, arguments, words, monkeypatch, tmp_pa
     code, _, err = fenlei("noise", noisy[0], *arguments)
     assert code == 2
     assert words in err
+
+
+def test_the_data_are_never_overwritten(fenlei, noisy, tmp_path):
+    path = noisy[0]
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "part.jsonl").write_bytes(before)
+    rejected = tmp_path / "n.rejected.jsonl"
+    rejected.write_bytes(before)
+    for data, out in (
+        (path, path),
+        (path, tmp_path / "folder" / ".." / "train.jsonl"),
+        (path, tmp_path / "link.jsonl"),
+        (folder, folder / "part.jsonl"),
+        (rejected, tmp_path / "n.csv"),
+    ):
+        code, _, err = fenlei("noise", data, "--out", out)
+        assert (code, "is one of the data files" in err) == (2, True), err
+    assert path.read_bytes() == (folder / "part.jsonl").read_bytes() == rejected.read_bytes() == before
+
+
+def test_what_data_hold_reaches_neither_terminal_nor_spreadsheet_as_a_command(fenlei, tmp_path):
+    lines, right = texts(60)
+    given, _ = plant_errors(right, 0.05, seed=2)
+    given = [f"={name}\x1b[31m" for name in given]
+    name = os.fsdecode("训练\udcff".encode("utf-8", "surrogateescape") + b".jsonl")
+    path = tmp_path / (name if sys.platform == "linux" else "train.jsonl")
+    rows = [{"text": f"=1+1|\x1b[2J{t}", "output": g} for t, g in zip(lines, given, strict=True)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    code, shown, err = fenlei("noise", path, "--out", tmp_path / "n.csv", "--folds", "3")
+    assert code == 0, err
+    assert "\x1b" not in shown
+    assert "\\x1b[31m" in shown
+    with (tmp_path / "n.csv").open(encoding="utf-8-sig", newline="") as file:
+        cells = [cell for row in csv.DictReader(file) for cell in row.values()]
+    assert any(cell.startswith("'=1+1") for cell in cells)
+    assert not any(cell.startswith("=") for cell in cells)
+    assert fenlei("noise", path, "--out", tmp_path / "n.jsonl", "--folds", "3")[0] == 0
+    assert json.loads((tmp_path / "n.jsonl").read_text("utf-8").split("\n")[0])["text"].startswith("=1+1")
 
 
 def test_a_tuned_classifier_judges_rows_it_has_not_seen(fenlei, tiny_folder, tmp_path):

@@ -35,7 +35,7 @@ def calibrate(
     from fenlei.config import RunConfig
 
     folder = find_classifier(run)
-    check_json_out(json_out)
+    check_json_out(json_out, [file])
     options = {
         "method": method,
         "signal": signal,

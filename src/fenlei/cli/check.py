@@ -50,6 +50,7 @@ def check(
     """Look for problems in labelled data: labels, lengths, duplicates, leaks, damaged texts."""
     from fenlei.artifact import write_json
     from fenlei.cli.common import output_console, settings
+    from fenlei.cli.figures import check_out
     from fenlei.config import RunConfig
     from fenlei.data.checks import check_data
 
@@ -57,7 +58,7 @@ def check(
     values = settings(data__train=train, data__dev=dev, data__test=test, model__spec=model)
     config = RunConfig.build(values, overrides=run_items)
     for option, path in (("--json", json_out), ("--html", html_out)):
-        _check_out(option, path, (train, config.data.dev, config.data.test))
+        check_out(option, path, (train, config.data.dev, config.data.test))
     make, remark = _tokens(
         config, explicit=model is not None or any(item.startswith("model.spec=") for item in run_items)
     )
@@ -125,20 +126,6 @@ def _split_overrides(items: Sequence[str]) -> tuple[list[str], CheckSettings]:
         first = error.errors()[0]
         raise ConfigError(f"{_PREFIX}{first['loc'][0]}: {first['msg']}; found {first['input']!r}") from None
     return [item for item in items if not item.startswith(_PREFIX)], thresholds
-
-
-def _check_out(option: str, path: Path | None, sources: Sequence[str | None]) -> None:
-    """Finds out before any work whether a file can be written, and that it is none of the data."""
-    from fenlei.errors import DataError
-
-    if path is None:
-        return
-    if path.is_dir():
-        raise DataError(f"{option} {path}: is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise DataError(f"{option} {path}: the folder {path.parent} does not exist")
-    if any(source and Path(source).exists() and path.resolve() == Path(source).resolve() for source in sources):
-        raise DataError(f"{option} {path}: is one of the data files; it would be overwritten")
 
 
 def _tokens(config: RunConfig, *, explicit: bool) -> tuple[MakeMeasure | None, str]:

@@ -20,11 +20,13 @@ def evaluate(
 ) -> None:
     """Score a classifier on labelled data."""
     from fenlei.artifact import find_classifier, write_json
-    from fenlei.cli.figures import calibration_line, check_json_out
+    from fenlei.cli.figures import calibration_line, check_json_out, check_out
     from fenlei.cli.report import check_report_out, evaluate_with_report, price_of
 
     find_classifier(run)
-    check_json_out(json_out)
+    check_json_out(json_out, [file])
+    rejected = (json_out or Path("evaluate")).with_suffix(".rejected.jsonl")
+    check_out("bad rows would go to", rejected, [file])
     check_report_out(report)
     from fenlei.classifier import TextClassifier
     from fenlei.cli.common import headline, metrics_table, output_console, quiet_libraries
@@ -33,7 +35,6 @@ def evaluate(
     quiet_libraries()
     more = ["model.offline=true"] if offline else []
     classifier = TextClassifier.load(run, overrides=[*(overrides or ()), *more])
-    rejected = (json_out or Path("evaluate")).with_suffix(".rejected.jsonl")
     if ladder:
         metrics = evaluate_with_ladder(classifier, run, file, rejected, report)
     elif report is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,31 @@ def calibration_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def check_json_out(path: Path | None) -> None:
-    """Finds out before any work whether ``--json OUT`` can be written.
+def check_out(option: str, path: Path | None, sources: Sequence[str | None] = ()) -> None:
+    """Finds out before any work whether a file can be written, and that it is none of the data.
+
+    Args:
+        option: what names the file on the command line.
+        path: the file; None if it is not wanted.
+        sources: files, folders or data set ids that are read.
 
     Raises:
-        DataError: it is a folder, or in one that is not there.
+        DataError: it is a folder, in one that is not there, or one of the data files.
     """
+    from fenlei.data.readers import input_files
     from fenlei.errors import DataError
 
-    if path is not None and path.is_dir():
-        raise DataError(f"--json {path}: is a folder; give a file name")
-    if path is not None and not path.parent.is_dir():
-        raise DataError(f"--json {path}: the folder {path.parent} does not exist")
+    if path is None:
+        return
+    if path.is_dir():
+        raise DataError(f"{option} {path}: is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise DataError(f"{option} {path}: the folder {path.parent} does not exist")
+    real = os.path.realpath(path)
+    if any(real == os.path.realpath(file) for source in sources if source for file in input_files(source)):
+        raise DataError(f"{option} {path}: is one of the data files; it would be overwritten")
+
+
+def check_json_out(path: Path | None, sources: Sequence[str | None] = ()) -> None:
+    """:func:`check_out` for ``--json``."""
+    check_out("--json", path, sources)

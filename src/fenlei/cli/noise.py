@@ -33,13 +33,15 @@ def noise(
 ) -> None:
     """Rank rows by how probable it is that their label is wrong, with the label that fits better."""
     from fenlei.cli.common import output_console
+    from fenlei.cli.figures import check_out
+    from fenlei.data.checks.report import printable
     from fenlei.errors import ConfigError
     from fenlei.evaluation.noise import rank_label_errors
 
     if out.suffix not in (".jsonl", ".csv"):
         raise ConfigError(f"--out {out}: expected a name that ends in .jsonl or .csv")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+    check_out("--out", out, [file])
+    check_out("bad rows would go to", _rejected(out), [file])
     more = [*(overrides or ()), *(["model.offline=true"] if offline else [])]
     console = output_console()
     if model == _TFIDF:
@@ -55,11 +57,11 @@ def noise(
     write_issues(out, rows, chosen)
     for issue in chosen[:_SHOWN]:
         row = rows[issue.row]
-        console.print(
+        line = (
             f"  {row.source or row.id}: {issue.given} ({issue.probability:.3f}), better {issue.suggested} "
-            f"({issue.suggested_probability:.3f}): {' '.join(row.text[:60].split())}",
-            soft_wrap=True,
+            f"({issue.suggested_probability:.3f}): {' '.join(row.text[:60].split())}"
         )
+        console.print(printable(line), soft_wrap=True)
     console.print(f"{len(chosen)} rows in {out}", soft_wrap=True)
 
 
@@ -115,7 +117,10 @@ def _by_classifier(
 
 
 def write_issues(path: Path, rows: Sequence[Example], issues: Sequence[LabelIssue]) -> None:
-    """The ranking as a file: rank, id, where the row is, given and suggested label, probabilities, score, text."""
+    """The ranking as a file: rank, id, where the row is, given and suggested label, probabilities, score, text.
+
+    In a CSV file, what a spreadsheet would take for a formula has an apostrophe before it.
+    """
     import csv
     import io
     import json
@@ -129,8 +134,8 @@ def write_issues(path: Path, rows: Sequence[Example], issues: Sequence[LabelIssu
         table.append(
             {
                 "rank": rank,
-                "id": row.id,
-                "source": row.source,
+                "id": clean(row.id),
+                "source": clean(row.source),  # a file name need not be UTF-8
                 "given": issue.given,
                 "suggested": issue.suggested,
                 "probability": issue.probability,
@@ -147,8 +152,13 @@ def write_issues(path: Path, rows: Sequence[Example], issues: Sequence[LabelIssu
     heads = ("rank", "id", "source", "given", "suggested", "probability", "suggested_probability", "score", "probable")
     writer = csv.DictWriter(content, [*heads, "text"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({k: _inert(v) if isinstance(v, str) else v for k, v in row.items()} for row in table)
     write_text(path, "\ufeff" + content.getvalue())  # the mark lets Excel read Chinese
+
+
+def _inert(cell: str) -> str:
+    """A cell that no spreadsheet computes."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _rejected(out: Path) -> Path:
