@@ -129,7 +129,9 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
     for field, value in inference_changes():
         word = {True: f"with {field}", False: f"without {field}"}.get(value, f"with {field}={value}")  # type: ignore[call-overload]
         shown = str(value).lower() if isinstance(value, bool) else value
-        found[f"{REFERENCE} {word}"] = (FENLEI, {"overrides": [f"inference.{field}={shown}"]})
+        # a calibration is for one kind of answers, and refuses others
+        bare = ["calibration.method=none", "calibration.threshold=null"] if field == "answers" else []
+        found[f"{REFERENCE} {word}"] = (FENLEI, {"overrides": [f"inference.{field}={shown}", *bare]})
     return found
 
 

@@ -2,8 +2,8 @@
 
     python predict_speed_child.py job.json
 
-The line to the parent is that of train_speed_child.py: `ready`, then one `step` (seconds, peak memory, answers) a word,
-then `end`. A step is timed from the text to the label: tokenizing is in it, loading is not.
+The line to the parent is that of train_speed_child.py: `ready`, then one `step` (seconds, peak memory, answers, tokens
+computed) a word, then `end`. A step is timed from the text to the label: tokenizing is in it, loading is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,30 @@ from typing import Any
 from predict_speed_job import BATCHED, FENLEI, ONE_BY_ONE, VLLM, PredictJob, Row
 from train_speed_child import Clock, StdioTalk, Talk, run_matrix
 
-Answer = Callable[[Sequence[Row]], list[str]]
+# the answers to rows, and how many tokens the model's layers computed for them; None: not known
+Answer = Callable[[Sequence[Row]], tuple[list[str], int | None]]
+
+
+class TokenCount:
+    """Counts the tokens that a model's layers compute: each enters by the embedding, once in each forward pass.
+
+    Padding counts too, and what rows share counts where it is computed, however many rows look at it.
+
+    Args:
+        model: a causal language model, with or without adapter.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._tokens = 0
+        model.get_input_embeddings().register_forward_pre_hook(self._add)
+
+    def take(self) -> int:
+        """The tokens since the last call."""
+        found, self._tokens = self._tokens, 0
+        return found
+
+    def _add(self, _module: Any, inputs: tuple[Any, ...]) -> None:
+        self._tokens += inputs[0].numel()
 
 
 def run(job: PredictJob, talk: Talk) -> None:
@@ -28,8 +51,8 @@ def run(job: PredictJob, talk: Talk) -> None:
     for portion in job.portions():
         if not clock.wait():
             break
-        answers = answer(portion)
-        clock.stop(answers=answers)
+        answers, computed = answer(portion)
+        clock.stop(answers=answers, computed=computed)
     else:
         talk.receive()  # `end`: a process that is gone before its parent has said so looks like one that failed
     talk.send(event="end", losses=[])
@@ -45,11 +68,12 @@ def _fenlei(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
         model=job.model.folder,
         overrides=[f"model.device={job.device}", *job.settings.get("overrides", [])],
     )
-    codes = classifier._ready().encoder.codes
+    codes = classifier.predictor.encoder.codes
+    count = TokenCount(classifier.predictor.model)
 
-    def answer(rows: Sequence[Row]) -> list[str]:
+    def answer(rows: Sequence[Row]) -> tuple[list[str], int]:
         examples = [Example(r.text, candidates=tuple(r.candidates) if r.candidates else None) for r in rows]
-        return [codes.get(p.label, p.label) for p in classifier.classify(examples)]
+        return [codes.get(p.label, p.label) for p in classifier.classify(examples)], count.take()
 
     return answer, {"inference": classifier.config.inference.model_dump(mode="json")}
 
@@ -72,7 +96,7 @@ def _generate(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
     model: Any = PeftModel.from_pretrained(base, str(job.adapter)).to(job.device).eval()
     if job.settings.get("merged"):
         model = model.merge_and_unload()
-    size = job.settings.get("batch_size", 1)
+    count, size = TokenCount(model), job.settings.get("batch_size", 1)
     end, pad = encoder.chat.turn_end[-1], int(tokenizer.pad_token_id)
 
     def one_batch(rows: Sequence[Row], prompts: Sequence[list[int]]) -> list[str]:
@@ -85,7 +109,7 @@ def _generate(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
         )  # fmt: skip
         return tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
 
-    def answer(rows: Sequence[Row]) -> list[str]:
+    def answer(rows: Sequence[Row]) -> tuple[list[str], int]:
         examples = [Example(r.text, candidates=tuple(r.candidates) if r.candidates else None) for r in rows]
         prompts = [encoder.encode_example(example).input_ids for example in examples]
         order = sorted(range(len(rows)), key=lambda i: -len(prompts[i])) if size > 1 else range(len(rows))
@@ -94,7 +118,7 @@ def _generate(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
             chosen = order[start : start + size]
             for i, text in zip(chosen, one_batch([rows[i] for i in chosen], [prompts[i] for i in chosen]), strict=True):
                 answers[i] = text
-        return answers
+        return answers, count.take()
 
     return answer, {"batch_size": size}
 
@@ -128,7 +152,7 @@ def _vllm(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
     )
     adapter = LoRARequest("classifier", 1, str(job.adapter))
 
-    def answer(rows: Sequence[Row]) -> list[str]:
+    def answer(rows: Sequence[Row]) -> tuple[list[str], int | None]:
         lengths = [
             {"max_tokens": job.max_new_tokens} if job.max_new_tokens is not None
             else {"max_tokens": row.new_tokens, "min_tokens": row.new_tokens, "ignore_eos": True}
@@ -140,9 +164,18 @@ def _vllm(job: PredictJob) -> tuple[Answer, dict[str, Any]]:
             lora_request=adapter,
             use_tqdm=False,
         )
-        return [f.outputs[0].text for f in found]
+        return [f.outputs[0].text for f in found], _computed_by_vllm(found)
 
     return answer, {"vllm": vllm.__version__}
+
+
+def _computed_by_vllm(found: Sequence[Any]) -> int | None:
+    """Tokens of the prompts that were in no cache, and of the answers but the last one of each, which is only read."""
+    cached = [getattr(f, "num_cached_tokens", None) for f in found]  # releases differ in whether they say it
+    if None in cached:
+        return None
+    own = sum(len(f.prompt_token_ids) + len(f.outputs[0].token_ids) - 1 for f in found)
+    return own - sum(cached)
 
 
 def main() -> None:

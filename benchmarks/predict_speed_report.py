@@ -56,28 +56,38 @@ def _variant(
         "gpu_peak_bytes": max(c.gpu_peak for c in own) or None,
     }
     steps = [
-        (rows, seconds, said["answers"])
-        for c in own
-        for rows, seconds, said in zip(portions, c.seconds, c.answers, strict=False)
+        (rows, seconds, said) for c in own for rows, seconds, said in zip(portions, c.seconds, c.answers, strict=False)
     ]
     if not steps:
         return found
-    token_rate = statistics.median(sum(len(row.prompt) for row in rows) / s for rows, s, _ in steps)
-    operations = 2 * job.model.body_parameters * token_rate
+    seconds = [s for _, s, _ in steps]
+    answered = [sum(len(row.prompt) for row in rows) for rows, _, _ in steps]
+    computed = [said.get("computed") for _, _, said in steps]
     return found | {
         "texts_per_second": statistics.median(len(rows) / s for rows, s, _ in steps),
-        "tokens_per_second": token_rate,
-        "model_flops": operations,
-        "share_of_matrix_rate": operations / matrix["best"] if matrix else None,
-        "share_of_data_sheet": operations / matrix["data_sheet"] if matrix.get("data_sheet") else None,
+        "answered": _work(answered, seconds, job.model.body_parameters, matrix),
+        "computed": None if None in computed else _work(computed, seconds, job.model.body_parameters, matrix),
         "speed_ratio": ratio(courses, BASELINE, job.name),
         **_right(steps, known),
     }
 
 
-def _right(steps: Sequence[tuple[Sequence[Row], float, Sequence[str]]], known: Collection[str]) -> dict[str, Any]:
+def _work(tokens: Sequence[Any], seconds: Sequence[float], parameters: int, matrix: dict[str, Any]) -> dict[str, Any]:
+    """What the tokens of each step are in operations a second, and as a share of what the machine can do."""
+    rate = statistics.median(count / s for count, s in zip(tokens, seconds, strict=True))
+    operations = 2 * parameters * rate
+    return {
+        "tokens": list(tokens),
+        "tokens_per_second": rate,
+        "flops": operations,
+        "share_of_matrix_rate": operations / matrix["best"] if matrix else None,
+        "share_of_data_sheet": operations / matrix["data_sheet"] if matrix.get("data_sheet") else None,
+    }
+
+
+def _right(steps: Sequence[tuple[Sequence[Row], float, dict[str, Any]]], known: Collection[str]) -> dict[str, Any]:
     """How many answers are right, and how many are no label at all; a text that is measured twice counts once."""
-    pairs = (pair for rows, _, said in steps for pair in zip(rows, said, strict=True))
+    pairs = (pair for rows, _, said in steps for pair in zip(rows, said["answers"], strict=True))
     answers = {row.text: (row, answer.strip()) for row, answer in pairs}
     return {
         "rows": len(answers),
@@ -91,7 +101,8 @@ def markdown(name: str, workload: dict[str, Any]) -> str:
     gpu = any(v.get("gpu_peak_bytes") for v in workload["variants"])
     sheet = bool(workload["matrix"].get("data_sheet"))
     trained = not workload["fresh"]
-    head = ["variant", "texts/s", "tokens/s", "model TFLOP/s" if gpu else "model GFLOP/s", "of matrix rate"]
+    head = ["variant", "texts/s", "answered tokens/s", "answered, of matrix rate", "computed tokens/s"]
+    head += ["computed TFLOP/s" if gpu else "computed GFLOP/s", "computed, of matrix rate"]
     head += [*(["of data sheet"] if sheet else []), "peak GB", *(["GPU peak GB"] if gpu else []), "speed"]
     head += ["accuracy", "no label"] if trained else []
     lines = [f"### {name}", "", f"{workload['about']}.", "", f"| {' | '.join(head)} |"]
@@ -103,9 +114,15 @@ def markdown(name: str, workload: dict[str, Any]) -> str:
 def _row(v: dict[str, Any], columns: int, gpu: bool, sheet: bool, trained: bool) -> str:
     if "texts_per_second" not in v:
         return f"| {v['variant']} | {v['failed'] or 'not measured'} " + "| " * (columns - 2) + "|"
-    cells = [v["variant"], f"{v['texts_per_second']:.3g}", f"{v['tokens_per_second']:.0f}"]
-    cells += [f"{v['model_flops'] / (1e12 if gpu else 1e9):.3g}", _percent(v["share_of_matrix_rate"])]
-    cells += [_percent(v["share_of_data_sheet"])] if sheet else []
+    answered, computed = v["answered"], v["computed"]
+    cells = [v["variant"], f"{v['texts_per_second']:.3g}", f"{answered['tokens_per_second']:.0f}"]
+    cells.append(_percent(answered["share_of_matrix_rate"]))
+    if computed is None:
+        cells += ["", "", "", *([""] if sheet else [])]
+    else:
+        cells += [f"{computed['tokens_per_second']:.0f}", f"{computed['flops'] / (1e12 if gpu else 1e9):.3g}"]
+        cells.append(_percent(computed["share_of_matrix_rate"]))
+        cells += [_percent(computed["share_of_data_sheet"])] if sheet else []
     cells += [_gigabytes(v["peak_bytes"]), *([_gigabytes(v["gpu_peak_bytes"])] if gpu else [])]
     cells += ["" if v["speed_ratio"] is None else f"{v['speed_ratio']:.2f} x"]
     cells += [f"{v['accuracy']:.3f}", f"{v['off_label']} of {v['rows']}"] if trained else []
@@ -123,8 +140,13 @@ def _notes(workload: dict[str, Any]) -> list[str]:
         f"- {workload['rows_per_step']} texts a step, {workload['repeats']} steps measured, "
         + ("each variant alone" if workload["alone"] else "all variants in turn")
         + "; medians. Speed: times faster than `generate` one by one, as the median of the ratios within a round. "
-        "Tokens are those of the prompts; model FLOP/s is 2 x the layers' weights x tokens, whatever a method really "
-        "computes, so sharing work between texts can pass 100 %."
+        "FLOP/s are 2 x the layers' weights x tokens."
+    )
+    notes.append(
+        "- Answered tokens are those of the prompts, whatever a method does about them: sharing work between texts can "
+        "pass 100 %. Computed tokens are those that went through the layers, counted as they did: what texts share "
+        "counts once where it is computed once, and padding and written tokens count too. How near a method comes to "
+        "what the machine can do is the share of the computed ones."
     )
     notes.append(f"- {workload['length']}")
     if tried := workload["tried"]:

@@ -30,8 +30,8 @@ def job(name, method=FENLEI, **more):
     return PredictJob(name, method, TINY, "folder", "rows.json", **more)
 
 
-def course(name, method, seconds, answers):
-    said = [{"answers": a} for a in answers]
+def course(name, method, seconds, answers, computed=(None, None)):
+    said = [{"answers": a, "computed": tokens} for a, tokens in zip(answers, computed, strict=True)]
     return Course(job(name, method), 0, list(seconds), answers=said, peak=10**9)  # type: ignore[arg-type]
 
 
@@ -48,10 +48,27 @@ class TestFigures:
         slow = course(BASELINE, ONE_BY_ONE, [6.0, 12.0], self.RIGHT)
         base, ours = found(slow, course(REFERENCE, FENLEI, [1.0, 2.0], self.RIGHT), matrix)["variants"]
         assert ours["texts_per_second"] == pytest.approx((3 / 1 + 3 / 2) / 2)
-        assert ours["tokens_per_second"] == pytest.approx((33 / 1 + 42 / 2) / 2)
-        assert ours["model_flops"] == pytest.approx(2 * TINY.body_parameters * 27)
-        assert ours["share_of_matrix_rate"] == pytest.approx(ours["model_flops"] / 2e9)
+        assert ours["answered"]["tokens_per_second"] == pytest.approx((33 / 1 + 42 / 2) / 2)
+        assert ours["answered"]["flops"] == pytest.approx(2 * TINY.body_parameters * 27)
+        assert ours["answered"]["share_of_matrix_rate"] == pytest.approx(ours["answered"]["flops"] / 2e9)
         assert (base["speed_ratio"], ours["speed_ratio"]) == pytest.approx((1.0, 6.0))
+
+    def test_what_was_shared_is_answered_and_not_computed(self):
+        matrix = Course(job(MATRIX, "matrix"), rates=[{"x": 1e9}])  # type: ignore[arg-type]
+        ours = course(REFERENCE, FENLEI, [1.0, 1.0], self.RIGHT, computed=[13, 22])
+        base = course(BASELINE, ONE_BY_ONE, [1.0, 1.0], self.RIGHT, computed=[None, 50])
+        result = found(ours, base, matrix)
+        ours, base = result["variants"]
+        assert ours["answered"]["tokens_per_second"] == pytest.approx((33 + 42) / 2)
+        assert ours["computed"]["tokens_per_second"] == pytest.approx((13 + 22) / 2)
+        share = 2 * TINY.body_parameters * 17.5 / 1e9
+        assert ours["computed"]["share_of_matrix_rate"] == pytest.approx(share)
+        assert base["computed"] is None, "half of the steps say nothing"
+        shared = {"about": "x", "rows_per_step": 3, "repeats": 2, "alone": False, "tried": [], "length": "y"}
+        text = markdown("titles", {**result, **shared, "fresh": True})
+        answered = f"{100 * share * 37.5 / 17.5:.0f} %"
+        assert f"| fenlei | 3 | 38 | {answered} | 18 | {share:.3g} | {100 * share:.0f} % |" in text
+        assert f"| {BASELINE} | 3 | 38 | {answered} |  |  |  |" in text
 
     def test_answers_that_are_no_label_are_counted(self):
         answers = [["a", "b \n", "Sports"], ["b", "b", ""]]
@@ -79,6 +96,8 @@ class TestSetting:
         assert set(switches) <= set(changed)
         for name in switches:
             assert changed[name] is not InferenceConfig.model_fields[name].default
+        other = predict_speed.variants()["fenlei with answers=complete"][1]["overrides"]
+        assert {"calibration.method=none", "calibration.threshold=null"} < set(other), "or a calibrated run refuses"
         for method, settings in predict_speed.variants().values():
             if method == FENLEI:
                 RunConfig.build({}, overrides=settings.get("overrides", []))
@@ -107,6 +126,48 @@ class TestSetting:
             predict_speed.main(["--run", "runs/x"])
 
 
+def test_tokens_are_counted_as_the_layers_compute_them(tiny_model, tokenizer):
+    from fenlei.config import InferenceConfig, PromptConfig
+    from fenlei.data import Example, LabelSet
+    from fenlei.inference.predictor import Predictor
+    from fenlei.prompting import PromptEncoder
+
+    encoder = PromptEncoder(tokenizer, PromptConfig(preset="zh", max_length=384), LabelSet(["aq", "az", "b"]), "all")
+    texts = [Example("x" * 9), Example("y" * 5), Example("z" * 20)]
+    prompts = encoder.encode_examples(texts)
+    shared, whole = prompts[0].prefix_length, sum(len(p.input_ids) for p in prompts)
+    assert shared > 16
+    count = child.TokenCount(tiny_model.requires_grad_(False))
+
+    def computed(**settings):
+        inference = InferenceConfig(batch_tokens=4096, **settings)
+        predictor = Predictor(tiny_model, encoder, pad_id=0, inference=inference)
+        predictor.warm()
+        found, more = [], [cost - len(p.input_ids) for cost, p in zip(predictor.costs(prompts), prompts, strict=True)]
+        for _ in range(2):
+            count.take()
+            predictor.score(prompts)
+            found.append(count.take())
+        return found, more
+
+    found, more = computed()
+    tree = more[0] + shared
+    assert tree > 0, "aq and az begin alike, so their ends are fed as well"
+    assert found == [whole - 3 * shared + 3 * tree] * 2, "the beginning was computed before, once for all"
+    assert computed(share_prefix=False)[0] == [whole + 3 * tree] * 2
+    assert computed(packed=False)[0] == [3 * (max(len(p.input_ids) for p in prompts) + tree)] * 2, "padding is computed"
+
+
+def test_what_vllm_had_cached_is_not_computed():
+    from types import SimpleNamespace as Found
+
+    def said(**more):
+        return Found(prompt_token_ids=[1] * 10, outputs=[Found(token_ids=[1, 2, 3])], **more)
+
+    assert child._computed_by_vllm([said(num_cached_tokens=0), said(num_cached_tokens=8)]) == 12 + 4
+    assert child._computed_by_vllm([said(num_cached_tokens=0), said()]) is None
+
+
 @pytest.mark.parametrize("words", [["step", "step", "end"], ["step", "end"], ["end"]])
 def test_a_process_says_end_only_when_it_is_told_to(monkeypatch, tmp_path, words):
     class Talk:
@@ -119,7 +180,7 @@ def test_a_process_says_end_only_when_it_is_told_to(monkeypatch, tmp_path, words
             return self.left.pop(0)
 
     write_portions(PORTIONS, tmp_path / "rows.json")
-    monkeypatch.setattr(child, "_fenlei", lambda job: (lambda rows: ["a"] * len(rows), {}))
+    monkeypatch.setattr(child, "_fenlei", lambda job: (lambda rows: (["a"] * len(rows), 0), {}))
     made = PredictJob("x", FENLEI, TINY, "c", str(tmp_path / "rows.json"))
     child.run(made, Talk())
     assert Talk.said[-1] == ("end", 0), "all words were heard"
@@ -150,7 +211,11 @@ def test_the_whole_benchmark(tmp_path, tiny_folder, rows):
         assert not variants[name]["failed"]
         assert len(variants[name]["seconds"][0]) == 2
         assert variants[name]["rows"] == 8
-        assert 0 < variants[name]["share_of_matrix_rate"] < 10
+        assert 0 < variants[name]["computed"]["share_of_matrix_rate"] < 10
+    whole = variants[REFERENCE]["answered"]["tokens"]
+    assert variants[BASELINE]["answered"]["tokens"] == whole
+    shared, written = (variants[name]["computed"]["tokens"] for name in (REFERENCE, BASELINE))
+    assert all(a < b < c for a, b, c in zip(shared, whole, written, strict=True))
     assert variants[BASELINE]["speed_ratio"] == pytest.approx(1.0)
     assert variants[REFERENCE]["off_label"] == 0
     assert variants["vLLM offline"]["failed"] == "skipped: GPU only"
