@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 
@@ -43,6 +44,68 @@ def test_better():
 
 def test_worse():
     assert ladder_of(0.95, 0.6)["verdict"].startswith("TF-IDF with a linear model is better than the tuned model")
+
+
+def said(labels):
+    return [Prediction(x, 1.0, {x: 1.0}, {}, False, False, 1.0) for x in labels]
+
+
+def pair_ladder(gold, simple, tuned):
+    return build_ladder(gold, [Rung("tfidf", said(simple)), Rung("tuned", said(tuned))], part="test", samples=300)
+
+
+@pytest.mark.parametrize(("rows", "discordant", "better"), [(99, 4, False), (999, 5, False), (300, 12, True)])
+def test_few_rows_that_differ_prove_nothing(rows, discordant, better):
+    """All go one way, so no bootstrap interval holds 0; the exact test knows how easily a few coins fall alike."""
+    gold = [NAMES[i % 3] for i in range(rows)]
+    simple = [NAMES[(i + 1) % 3] if i < discordant else x for i, x in enumerate(gold)]
+    ladder = pair_ladder(gold, simple, gold)
+    accuracy, f1 = ladder["comparisons"]
+    assert accuracy["interval"][0] > 0
+    assert (accuracy["p_value"] < 0.05) is better
+    assert (f1["p_value"] is not None) is better
+    assert ladder["verdict"].startswith("The tuned model is better") is better
+    assert ("as good as" in ladder["verdict"]) is not better
+
+
+def test_figures_that_disagree_are_called_so():
+    """Accuracy up by the large class, macro-F1 down by the small ones: neither is the better one."""
+    gold = ["a"] * 400 + ["b"] * 30 + ["c"] * 30
+    simple = ["b"] * 100 + ["a"] * 300 + ["b"] * 30 + ["c"] * 30
+    ladder = pair_ladder(gold, simple, ["a"] * 460)
+    differences = {c["metric"]: c["difference"] for c in ladder["comparisons"]}
+    assert differences["accuracy"] > 0 > differences["macro_f1"]
+    assert "each better in one figure" in ladder["verdict"]
+    assert "as good" not in ladder["verdict"]
+
+
+def test_a_terminal_of_80_columns_cuts_no_figure():
+    from rich.console import Console
+
+    from fenlei.cli.ladder import show_ladder
+
+    ladder = ladder_of(0.6, 0.95)
+    console = Console(width=80, record=True, markup=False, file=io.StringIO())
+    show_ladder(console, ladder)
+    shown = console.export_text()
+    for rung in ladder["rungs"]:
+        for key in ("accuracy", "macro_f1"):
+            low, high = rung[f"{key}_interval"]
+            assert f"{rung[key]:.3f} ({low:.3f}-{high:.3f})" in shown
+    assert "…" not in shown
+
+
+def test_no_interval_where_the_bootstrap_has_none(tmp_path):
+    """Whoever always says the same has the same macro-F1 in every stratified sample; that is not certainty."""
+    from fenlei.evaluation.pictures import ladder_png
+
+    ladder = pair_ladder(GOLD, ["a"] * 300, GOLD)
+    constant, perfect = ladder["rungs"]
+    assert constant["macro_f1_interval"] is None
+    assert perfect["macro_f1_interval"] is None
+    assert perfect["accuracy_interval"][0] < 1
+    assert ladder_lines(ladder)[0].endswith("macro-F1 0.167, 300 rows")
+    assert ladder_png(ladder, tmp_path / "l.png").is_file()
 
 
 def test_without_tfidf_there_is_no_verdict():

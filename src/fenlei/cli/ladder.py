@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 def show_ladder(console: Console, ladder: Mapping[str, Any]) -> None:
     """A table of the rungs, what each step brings, and the verdict."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"\nbaseline ladder, {ladder['n']} rows ({ladder['part']})", title_justify="left")
+    title = f"\nbaseline ladder, {ladder['n']} rows ({ladder['part']})"
+    # narrow, so that all figures fit into 80 columns; no figure is ever cut
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for name in ("rows", "accuracy", "95 %", "macro-F1", "95 %", "p"):
-        table.add_column(name, justify="right")
+    for name in ("rows", "accuracy (95 %)", "macro-F1 (95 %)", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
     steps = [c for c in ladder["comparisons"] if c["metric"] == "accuracy"]
     p_of = {step["second"]: step["p_value"] for step in reversed(steps)}
     measured = [rung for rung in ladder["rungs"] if rung["accuracy"] is not None]
     for rung in measured:
         figures = []
         for key in ("accuracy", "macro_f1"):
-            low, high = rung[f"{key}_interval"]
-            figures += [f"{rung[key]:.3f}", f"{low:.3f}-{high:.3f}"]
+            ends = rung[f"{key}_interval"]
+            figures.append(f"{rung[key]:.3f}" + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""))
         p = p_of.get(rung["key"])
         table.add_row(rung["title"], str(rung["rows"]), *figures, "" if p is None else f"{p:.2g}")
     console.print(table)

@@ -75,8 +75,9 @@ def build_ladder(
         :mod:`fenlei.evaluation.notes`), ``detail``; ``comparisons``: for each rung and the
         next, and for TF-IDF and the tuned model, one of accuracy (exact McNemar test) and one of macro-F1 (paired
         bootstrap), on the rows that both answered: ``first``, ``second``, ``metric``, ``rows``, ``difference``
-        (second minus first), ``interval``, ``p_value``; ``verdict``: whether the tuned model is worth its cost, in a
-        sentence, or None if there is nothing to compare.
+        (second minus first), ``interval``, ``p_value`` (see :func:`fenlei.evaluation.significance.compare`);
+        ``verdict``: whether the tuned model is worth its cost, in a sentence, or None if there is nothing to compare.
+        An interval is None where all bootstrap samples are the same.
     """
     found: list[dict[str, Any]] = []
     for rung in rungs:
@@ -124,8 +125,7 @@ def ladder_lines(ladder: Mapping[str, Any]) -> list[str]:
             lines.append(f"{rung['title']}: not measured: {rung['note']}")
             continue
         figures = [
-            f"{words} {rung[key]:.3f} ({rung[f'{key}_interval'][0]:.3f} to {rung[f'{key}_interval'][1]:.3f})"
-            for key, words in METRICS.items()
+            f"{words} {rung[key]:.3f}{_within(rung[f'{key}_interval'], '.3f')}" for key, words in METRICS.items()
         ]
         lines.append(f"{rung['title']}: {', '.join(figures)}, {rung['rows']} rows")
     return [*lines, *([ladder["verdict"]] if ladder["verdict"] else [])]
@@ -152,7 +152,7 @@ def _comparisons(gold: Sequence[str], rungs: Sequence[Rung], samples: int) -> li
                 "metric": metric,
                 "rows": len(rows),
                 "difference": figures[f"{metric}_difference"],
-                "interval": list(figures[f"{metric}_interval"]),
+                "interval": (ends := figures[f"{metric}_interval"]) and list(ends),
                 "p_value": figures[f"{metric}_p"],
             }
             for metric in METRICS
@@ -160,36 +160,62 @@ def _comparisons(gold: Sequence[str], rungs: Sequence[Rung], samples: int) -> li
     return comparisons
 
 
-def verdict(rungs: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str | None:
-    """Whether the tuned model beats TF-IDF, in one plain sentence.
+def outcome(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """How the tuned model compares with TF-IDF.
 
-    It is better if the interval of the difference in accuracy or in macro-F1 lies above 0 and neither lies below;
-    worse the other way round. Otherwise no difference can be shown, and the sentence says that TF-IDF is as good.
+    A figure differs if its p-value is below 0.05: of the exact McNemar test for accuracy, of the paired bootstrap for
+    macro-F1, which has none where too few rows differ.
+
+    Args:
+        comparisons: of a ladder.
+
+    Returns:
+        ``better``, ``worse``, ``mixed`` (one figure is better, the other one worse), ``same`` (none differs) or None
+        where nothing was tested.
+    """
+    pair = [c for c in comparisons if (c["first"], c["second"]) == ("tfidf", "tuned") and c["p_value"] is not None]
+    if not pair:
+        return None
+    sure = [c["difference"] for c in pair if c["p_value"] < 1 - LEVEL]
+    above, below = any(d > 0 for d in sure), any(d < 0 for d in sure)
+    return "mixed" if above and below else "better" if above else "worse" if below else "same"
+
+
+def verdict(rungs: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether the tuned model beats TF-IDF, in one plain sentence; see :func:`outcome`.
 
     Args:
         rungs: of a ladder.
         comparisons: of the same ladder.
     """
-    pairs = {c["metric"]: c for c in comparisons if (c["first"], c["second"]) == ("tfidf", "tuned")}
-    if not pairs:
+    found = outcome(comparisons)
+    if found is None:
         return None
+    pairs = {c["metric"]: c for c in comparisons if (c["first"], c["second"]) == ("tfidf", "tuned")}
     by_key = {rung["key"]: rung for rung in rungs}
     simple, tuned, rows = by_key["tfidf"], by_key["tuned"], pairs["accuracy"]["rows"]
-    ends = [pairs[metric]["interval"] for metric in METRICS]
-    above, below = any(low > 0 for low, _ in ends), any(high < 0 for _, high in ends)
     figures = "; ".join(
-        f"{words} {simple[key]:.3f} against {tuned[key]:.3f}, difference {pairs[key]['difference']:+.3f} "
-        f"({LEVEL:.0%} interval {pairs[key]['interval'][0]:+.3f} to {pairs[key]['interval'][1]:+.3f})"
+        f"{words} {simple[key]:.3f} against {tuned[key]:.3f}, difference {pairs[key]['difference']:+.3f}"
+        f"{_within(pairs[key]['interval'], '+.3f', f'{LEVEL:.0%} interval ')}"
         for key, words in METRICS.items()
     )
-    if above and not below:
+    if found == "better":
         return f"The tuned model is better than TF-IDF with a linear model on these {rows} rows: {figures}."
-    if below and not above:
+    if found == "worse":
         return (
             f"TF-IDF with a linear model is better than the tuned model on these {rows} rows: {figures}. "
             "Use it, or give the model more rows or epochs."
+        )
+    if found == "mixed":
+        return (
+            f"The tuned model and TF-IDF with a linear model are each better in one figure on these {rows} rows: "
+            f"{figures}. Accuracy counts rows, macro-F1 counts every class alike: choose by what matters to you."
         )
     return (
         f"TF-IDF with a linear model is as good as the tuned model, as far as these {rows} rows can tell: "
         f"{figures}. The model may not be worth its cost here."
     )
+
+
+def _within(ends: Sequence[float] | None, form: str, before: str = "") -> str:
+    return "" if ends is None else f" ({before}{ends[0]:{form}} to {ends[1]:{form}})"

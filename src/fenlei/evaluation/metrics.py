@@ -134,7 +134,8 @@ def intervals(
 
     Returns:
         ``level``, ``samples``, ``seed``; ``accuracy`` (Wilson); ``accuracy_bootstrap``, ``macro_f1``, ``weighted_f1``,
-        ``balanced_accuracy``, ``mcc`` (bootstrap, stratified by the right label); ``log_loss`` (bootstrap over rows).
+        ``balanced_accuracy``, ``mcc`` (bootstrap, stratified by the right label); ``log_loss`` (bootstrap over rows);
+        None where all bootstrap samples are the same.
     """
     import numpy as np
 
@@ -146,10 +147,14 @@ def intervals(
         "samples": samples,
         "seed": SEED,
         "accuracy": list(wilson_interval(int(np.sum(truth == said)), len(truth), level)),
-        "accuracy_bootstrap": list(found.pop("accuracy")),
-        **{name: list(ends) for name, ends in found.items()},
-        "log_loss": list(mean_interval(loss, samples=samples, level=level)),
+        "accuracy_bootstrap": _listed(found.pop("accuracy")),
+        **{name: _listed(ends) for name, ends in found.items()},
+        "log_loss": _listed(mean_interval(loss, samples=samples, level=level)),
     }
+
+
+def _listed(ends: tuple[float, float] | None) -> list[float] | None:
+    return None if ends is None else list(ends)
 
 
 def _indices(

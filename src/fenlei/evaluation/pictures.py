@@ -174,7 +174,8 @@ def ladder_png(ladder: Mapping[str, Any], path: Path, title: str = "") -> Path:
     ):
         spots = [i + 0.36 * (place - 0.5) for i in range(len(rungs))]
         values = [rung[key] for rung in rungs]
-        ends = [rung[f"{key}_interval"] for rung in rungs]
+        # without an interval, where the bootstrap has none: no whisker
+        ends = [rung[f"{key}_interval"] or (rung[key], rung[key]) for rung in rungs]
         # an interval by bootstrap need not hold the figure itself
         reach = [
             [max(0.0, v - e[0]) for v, e in zip(values, ends, strict=True)],

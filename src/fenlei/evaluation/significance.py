@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SAMPLES = 1000
 LEVEL = 0.95
 SEED = 42
+# With fewer rows that only one of two classifiers gets right, bootstrap samples are too much alike: of five such rows,
+# all for the same one, hardly a sample has none; yet five coins fall alike once in 16 times.
+FEWEST_DISCORDANT = 10
 # above this many draws the mean of a column is as good as normal
 _MOST_DRAWS = 20_000_000
 
@@ -156,8 +159,11 @@ def bootstrap_intervals(
     samples: int = SAMPLES,
     level: float = LEVEL,
     seed: int = SEED,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, float] | None]:
     """Percentile bootstrap intervals (Efron 1979) of the figures of :func:`figures_of_counts`.
+
+    None where all samples are the same, e.g. where every row is right: this says that the bootstrap does not work
+    there, not that the figure is certain.
 
     Args:
         gold: index of the right label, ``(N,)``.
@@ -175,8 +181,10 @@ def bootstrap_intervals(
 
 def mean_interval(
     values: np.ndarray, *, samples: int = SAMPLES, level: float = LEVEL, seed: int = SEED
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Interval of a mean over rows, e.g. of log loss: percentile bootstrap, and the normal one for very many rows.
+
+    None where all rows have the same value.
 
     Args:
         values: one a row, ``(N,)``.
@@ -188,6 +196,8 @@ def mean_interval(
     from scipy.stats import norm
 
     rows = len(values)
+    if values.min() == values.max():
+        return None
     if rows * samples > _MOST_DRAWS:
         half = float(norm.ppf((1 + level) / 2)) * float(values.std()) / math.sqrt(rows)
         return float(values.mean()) - half, float(values.mean()) + half
@@ -217,8 +227,9 @@ def compare(
 
     Returns:
         ``rows``; ``accuracy_difference`` and ``macro_f1_difference`` (second minus first) with ``..._interval``
-        (paired bootstrap: both classifiers on the same resampled rows); ``accuracy_p`` (McNemar, exact) with
-        ``only_first_right`` and ``only_second_right``; ``macro_f1_p`` (two-sided, from the bootstrap).
+        (paired bootstrap: both classifiers on the same resampled rows; None where all samples are the same);
+        ``accuracy_p`` (McNemar, exact) with ``only_first_right`` and ``only_second_right``; ``macro_f1_p`` (two-sided,
+        from the bootstrap; None where fewer than :data:`FEWEST_DISCORDANT` rows are right for only one of the two).
     """
     import numpy as np
 
@@ -242,7 +253,8 @@ def compare(
         difference = resampled[1][name] - resampled[0][name]
         found[f"{name}_difference"] = float(seen[1][name][0] - seen[0][name][0])
         found[f"{name}_interval"] = _ends(difference, level)
-    found["macro_f1_p"] = bootstrap_p(difference)
+    enough = only_first + only_second >= FEWEST_DISCORDANT
+    found["macro_f1_p"] = bootstrap_p(difference) if enough else None
     return found
 
 
@@ -255,8 +267,10 @@ def bootstrap_p(differences: np.ndarray) -> float:
     return min(1.0, 2 * (1 + count) / (1 + len(differences)))
 
 
-def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
+def _ends(values: np.ndarray, level: float) -> tuple[float, float] | None:
     import numpy as np
 
+    if np.ptp(values) < 1e-12:  # the same but for rounding
+        return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

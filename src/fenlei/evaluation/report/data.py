@@ -52,6 +52,7 @@ class Comparison:
         difference: the figure of ``second`` less that of ``first``.
         interval: its 95 % confidence interval.
         p_value: of a paired test, where there is one.
+        rows: rows that both answered.
     """
 
     first: str
@@ -60,6 +61,7 @@ class Comparison:
     difference: float
     interval: Interval | None = None
     p_value: float | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

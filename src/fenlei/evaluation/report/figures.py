@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fenlei.evaluation.ladder import outcome
 from fenlei.evaluation.report.data import RUNGS, Comparison, Cost, ReportData, Row, Rung
 from fenlei.tracking.record import plain
 
@@ -97,13 +98,12 @@ def verdict(rungs: Mapping[str, Rung], comparisons: Sequence[Comparison]) -> str
     """Whether the tuned model beats TF-IDF with a linear model.
 
     Returns:
-        ``better``, ``worse``, ``same`` (a paired comparison sees no difference), ``unclear`` (the intervals overlap
-        and nothing compares the two row by row) or ``unknown`` (one of them was not run).
+        What :func:`fenlei.evaluation.ladder.outcome` says of a paired test. Without any, ``better``, ``worse``,
+        ``unclear`` (the intervals overlap) or ``unknown`` (one of them was not run).
     """
-    ends = [c.interval for c in comparisons if (c.first, c.second) == ("tfidf", "tuned") and c.interval is not None]
-    if ends:  # of accuracy and macro-F1, as in the ladder's own verdict
-        above, below = any(low > 0 for low, _ in ends), any(high < 0 for _, high in ends)
-        return "better" if above and not below else "worse" if below and not above else "same"
+    tested = outcome([asdict(c) for c in comparisons])
+    if tested is not None:
+        return tested
     simple, tuned = rungs.get("tfidf"), rungs.get("tuned")
     if simple is None or tuned is None or simple.accuracy is None or tuned.accuracy is None:
         return "unknown"

@@ -24,8 +24,10 @@ function headlineSection() {
   }
   const { rungs, comparisons, verdict } = DATA.ladder;
   const value = (key) => percent((rungs.find((r) => r.key === key) || {}).accuracy);
-  const compared = comparisons.length ? folded(w("comparisons"), table([w("between"), w("metric"), w("difference"), "95 %", w("pValue")],
-    comparisons.map((c) => [`${w(c.first)} → ${w(c.second)}`, w(c.metric), fixed(c.difference, 4), range(c.interval, (v) => fixed(v, 4)), isNumber(c.p_value) ? (c.p_value < 0.0001 ? "< 0.0001" : fixed(c.p_value, 4)) : ""]))) : null;
+  const p = (v) => (isNumber(v) ? (v < 0.0001 ? "< 0.0001" : fixed(v, 4)) : w("tooFew"));
+  const compared = comparisons.length ? folded(w("comparisons"), [el("p", { class: "hint" }, w("comparisonsLead")),
+    table([w("between"), w("metric"), w("count"), w("difference"), "95 %", w("pValue")],
+      comparisons.map((c) => [`${w(c.first)} → ${w(c.second)}`, w(c.metric), whole(c.rows), fixed(c.difference, 4), range(c.interval, (v) => fixed(v, 4)), p(c.p_value)]))]) : null;
   return el("section", { id: "headline", "aria-labelledby": "headline-h" }, el("h2", { id: "headline-h" }, w("headline")), parts,
     el("h3", {}, w("ladder")), m || rungs.some((r) => isNumber(r.accuracy)) ? [
       el("p", { class: `note ${verdict}` }, w(`verdict_${verdict}`, { tuned: value("tuned"), tfidf: value("tfidf") })),

@@ -64,7 +64,7 @@ function table(heads, rows, attributes) {
 }
 
 function folded(summary, content, open) {
-  return el("details", { open: Boolean(open) }, el("summary", {}, summary), content);
+  return el("details", { open: Boolean(open) }, el("summary", {}, summary), ...[content].flat());
 }
 
 function partName() {
