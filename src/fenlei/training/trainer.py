@@ -15,6 +15,7 @@ from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import CheckpointStore
 from fenlei.training.engine import StepAbandoned, TrainingEngine
 from fenlei.training.resume import ResumableTrainer
+from fenlei.training.schedule import learning_rates
 
 
 class ClassifierTrainer(ResumableTrainer):
@@ -42,6 +43,18 @@ class ClassifierTrainer(ResumableTrainer):
         self.score_dev = score_dev
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate, with a warm-up whose first step trains."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = learning_rates(
+                optimizer if optimizer is not None else self.optimizer,
+                steps=num_training_steps,
+                warm_up=self.args.get_warmup_steps(num_training_steps),
+                shape=self.args.lr_scheduler_type.value,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Scores the dev set by its labels' probabilities, not by its loss."""
@@ -104,8 +117,7 @@ def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         warmup_steps=train.warmup_fraction,  # a float below 1 is a share of all steps
-        # plain "constant" would leave the warm-up out without a word
-        lr_scheduler_type="constant_with_warmup" if train.scheduler == "constant" else train.scheduler,
+        lr_scheduler_type=train.scheduler,  # ClassifierTrainer.create_scheduler takes its own of that name
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.logging_steps,
         logging_first_step=True,
