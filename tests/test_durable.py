@@ -124,6 +124,34 @@ def test_a_folder_whose_new_name_is_not_on_disk_has_changed_nothing(tmp_path, mo
     assert [p.name for p in target.parent.iterdir()] == ["folder"]
 
 
+def test_an_old_folder_that_cannot_be_removed_is_no_failure(tmp_path, monkeypatch):
+    """The new one is in place: an error here would say that nothing has changed."""
+    source, target = tmp_path / "new", tmp_path / "folder"
+    for folder, name in ((source, "new"), (target, "old")):
+        folder.mkdir()
+        (folder / name).touch()
+    replace = os.replace
+
+    def busy(path, to):
+        if Path(to).name.endswith(".removed"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        replace(path, to)
+
+    monkeypatch.setattr(os, "replace", busy)
+    durable.replace_folder(source, target)
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_the_names_of_new_folders_are_forced_to_disk(tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr(durable, "fsync", forced.append)
+    durable.make_folder(tmp_path / "runs" / "new" / "run")
+    assert set(forced) == {tmp_path, tmp_path / "runs", tmp_path / "runs" / "new"}
+    forced.clear()
+    durable.make_folder(tmp_path / "runs" / "new" / "run")
+    assert forced == [tmp_path / "runs" / "new"], "its maker may have been killed before that"
+
+
 def test_sweeping_takes_only_what_is_ours(tmp_path):
     for name in (".step.removed", ".hidden", "report"):
         (tmp_path / name).mkdir()

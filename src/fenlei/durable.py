@@ -93,6 +93,21 @@ def fsync_tree(folder: Path) -> None:
         fsync(Path(parent))
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, its parents too, and forces their names to disk.
+
+    Without that, a power cut may take a new folder away, with all that was so carefully written into it.
+    """
+    made = [path]
+    for parent in path.absolute().parents:
+        if parent.exists():
+            break
+        made.append(parent)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync(folder.absolute().parent)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Puts a folder in the place of another one, or in a free place.
 
@@ -122,7 +137,8 @@ def replace_folder(source: Path, target: Path) -> None:
             if replaces:
                 os.replace(old, target)
         raise
-    remove_folder(old)
+    with suppress(OSError):  # the new one is in place and on disk: it is not undone for what is only in the way
+        remove_folder(old)
 
 
 def aside(target: Path) -> Path:

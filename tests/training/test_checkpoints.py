@@ -223,6 +223,25 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_what_is_missing(store, m
     assert names(store) == ["step-00000001"]
 
 
+def test_what_cannot_be_forced_to_disk_is_not_published(store, monkeypatch):
+    """The name of the folder itself, which may be new: a fault of the disk must come before the one rename."""
+    write(store, 1)
+    forced = checkpoints.fsync
+
+    def full(path):
+        if path == store.folder.parent:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        forced(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "fsync", full)
+        with pytest.raises(TrainingError, match="step-00000001"):
+            write(store, 2)
+    assert [c.step for c in store.list()] == [1]
+    write(store, 2)
+    assert [c.step for c in store.list()] == [1, 2]
+
+
 def test_an_error_that_is_no_full_disk_stays_itself(store):
     with pytest.raises(PermissionError), store.writing(1):
         raise PermissionError(errno.EACCES, "no")

@@ -178,8 +178,8 @@ class CheckpointStore:
         if target.exists() and target not in {c.path for c in self.list()}:
             # damaged: nothing to keep. What may stand aside for it since a crash stays until the new one is in place
             remove_folder(target)
+        fsync(self.folder.parent)  # it may be the first one, and its folder new; after publishing nothing may fail
         replace_folder(written, target)
-        fsync(self.folder.parent)
         self._prune()
         return Checkpoint(target, step, dev, dev_due, engine or {}, tuple(files))
 
