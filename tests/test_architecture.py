@@ -14,7 +14,7 @@ SRC = Path(__file__).parent.parent / "src" / "fenlei"
 LAYERS = [
     "cli", "server", "export", "distributed", "classifier", "training", "inference", "evaluation", "modeling",
     "prompting", "data", "tracking", "artifact", "durable", "config", "config_parts",
-    "errors",
+    "errors", "console",
 ]  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "datasets", "modelscope", "swanlab", "sklearn", "pyarrow", "pandas", "numpy",

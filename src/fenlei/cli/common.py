@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def error_console() -> Console:
     """Progress and notes go to stderr, so that stdout holds results only."""
-    from rich.console import Console
+    from fenlei.console import LastingConsole
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    return LastingConsole(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def output_console() -> Console:
