@@ -222,6 +222,36 @@ def test_packed_rows_that_differ_are_not_packed(model, monkeypatch, caplog):
         assert one == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
 
 
+def test_trees_are_compared_when_the_first_one_forks(model, monkeypatch, caplog):
+    """The first call's answers need no tree; a mask that is wrong shows at a later one."""
+    from fenlei.modeling import scoring_packed
+
+    monkeypatch.setattr(scoring_packed, "ancestors", lambda tree: np.tri(tree.node_count - 1, dtype=bool))
+    scorer = CandidateScorer(model, 0)
+    scorer.score([ScoreRequest(p, ANSWER_SETS["first tokens differ"]) for p in prompts(2)])
+    assert not caplog.text
+    request = ScoreRequest(prompts(1)[0], ANSWER_SETS["forking"])
+    found = scorer.score([request])[0]
+    assert "cannot be packed" in caplog.text
+    assert found == pytest.approx(naive(model, request.prompt, request.answers), rel=1e-6, abs=1e-5)
+
+
+def test_a_window_is_compared_when_the_first_row_is_longer(monkeypatch, caplog):
+    from fenlei.modeling import packed_attention
+
+    attend = packed_attention._CpuAttention.apply
+    without_window = lambda q, k, v, layout, scale, window: attend(q, k, v, layout, scale, None)  # noqa: E731
+    made = other_model("mistral, window 64")
+    monkeypatch.setattr(packed_attention._CpuAttention, "apply", without_window)
+    scorer = CandidateScorer(made, 0)
+    short, long = (ScoreRequest(prompts(1, low=n, high=n + 1)[0], ANSWER_SETS["deep"]) for n in (30, 90))
+    scorer.score([short])
+    assert not caplog.text
+    found = scorer.score([short, long])[1]
+    assert "cannot be packed" in caplog.text
+    assert found == pytest.approx(naive(made, long.prompt, long.answers), rel=1e-6, abs=1e-5)
+
+
 SMALL = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": END,
@@ -235,16 +265,17 @@ def other_model(name):
     config, kind, attention = {
         "llama": ("LlamaConfig", "LlamaForCausalLM", "sdpa"),
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", "sdpa"),
-        "mistral, window 16": ("MistralConfig", "MistralForCausalLM", "sdpa"),
-        "gemma 3, window 16": ("Gemma3TextConfig", "Gemma3ForCausalLM", "sdpa"),
-        "gemma 2, eager": ("Gemma2Config", "Gemma2ForCausalLM", "eager"),
-    }[name]
-    window = {"sliding_window": 16} if "window" in name or "gemma" in name else {}
+        "mistral": ("MistralConfig", "MistralForCausalLM", "sdpa"),
+        "gemma 3": ("Gemma3TextConfig", "Gemma3ForCausalLM", "sdpa"),
+        "gemma 2": ("Gemma2Config", "Gemma2ForCausalLM", "eager"),
+    }[name.partition(",")[0]]
+    window = {"sliding_window": int(name.split()[-1])} if "window" in name else {}
+    window = {"sliding_window": 16} if "gemma 2" in name else window
     made = getattr(transformers, config)(**SMALL, **window, attn_implementation=attention)
     return getattr(transformers, kind)(made).eval()
 
 
-@pytest.mark.parametrize("answers", ["deep", "forking"])
+@pytest.mark.parametrize("answers", list(ANSWER_SETS))
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral, window 16", "gemma 3, window 16", "gemma 2, eager"])
 def test_other_architectures(name, answers):
     """A window shorter than the prompt, and attention that takes no boolean mask, give the reference's scores too."""

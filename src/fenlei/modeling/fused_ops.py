@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fenlei.modeling.prepacked import linear
+
 _HEAD_ROWS, _HEAD_PAIRS = 64, 4096
 # of each hidden state, computed again in float32
 _HEAD_LARGEST = 32
@@ -56,7 +58,7 @@ class _Group:
     def forward(self, x: torch.Tensor, inner: torch.Tensor | None) -> list[torch.Tensor]:
         outputs, start = [], 0
         for layer, rank in zip(self.layers, self.ranks, strict=True):
-            y = torch.nn.functional.linear(x, layer.weight, layer.bias)
+            y = linear(x, layer.weight, layer.bias)
             if rank and inner is not None and layer.b is not None:
                 _add_product(y, inner[:, start : start + rank], layer.b.to(self.dtype).t(), layer.scale)
                 start += rank

@@ -37,10 +37,11 @@ class PackedScorer:
     Args:
         model: a causal language model, with or without adapter, see :func:`fenlei.modeling.packed.can_pack`.
         fused: replace slow parts of the model by faster ones with the same results.
+        prepacked: of those, weights laid out for the processor once, see :mod:`fenlei.modeling.prepacked`.
     """
 
-    def __init__(self, model: Any, *, fused: bool = True) -> None:
-        self.model, self.fused = model, fused
+    def __init__(self, model: Any, *, fused: bool = True, prepacked: bool = True) -> None:
+        self.model, self.fused, self.prepacked = model, fused, prepacked and fused
         self.state = PackedState.of(model)
         self.prefixes = PrefixCache(self)
         self._size = BlockSize.of(model)
@@ -61,6 +62,12 @@ class PackedScorer:
             dtype = self.model.get_input_embeddings().weight.dtype
             off = {name: False for name in ("fused_lora", "fused_norm", "last_layer")}
             fuse(self.model, SpeedConfig(**({} if self.fused else off)), self.state, dtype, head=self.fused)
+        # a model that is being trained needs its memory for that
+        if self.prepacked and not any(p.requires_grad for p in self.model.parameters()):
+            from fenlei.modeling.prepacked import prepack
+
+            prepack(self.model)
+            self.prepacked = False  # weights that change from here on are simply not found there
         self.prefixes.forget_if_changed()
 
     def score(self, parts: Sequence[Part], prefix: Sequence[int] = ()) -> list[np.ndarray]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from fenlei.config_parts import Part
 from fenlei.errors import FenleiError
 from fenlei.modeling.prediction import Prediction
+
+if TYPE_CHECKING:
+    from fenlei.inference.explain import Variants
 
 
 class Unset(Enum):
@@ -56,7 +60,7 @@ class BatchLimits(Part):
     """How much is scored at once, and how much may wait."""
 
     batch_tokens: int | None = Field(default=None, ge=16)
-    """Most tokens in one forward pass, shared ones left out; by default what prediction takes: 512 on CPU, 16384 on a
+    """Most tokens in one forward pass, shared ones left out; by default what prediction takes: 1024 on CPU, 16384 on a
     GPU."""
     max_wait_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
     """How long a pass that is not full waits for company when the model is idle. 0: not at all; rows that come while
@@ -82,9 +86,11 @@ class Outcome:
         queue_seconds: from the arrival to the beginning of the first forward pass, tokenization included.
         score_seconds: from there to the end of the last one; other requests have their turns in between.
         tokens: tokens of all prompts, those that were computed once for many included.
+        variants: with ``explain``, what the predictions are for.
     """
 
     predictions: list[Prediction]
     queue_seconds: float
     score_seconds: float
     tokens: int
+    variants: Variants | None = None
