@@ -30,7 +30,7 @@ def size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-@pytest.mark.parametrize("n", [1, 2, 10, 50])
+@pytest.mark.parametrize("n", [1, 2, 10, 50, 500])
 def test_any_number_of_labels(tmp_path: Path, n: int) -> None:
     matrix = np.arange(n * n).reshape(n, n)
     path = confusion_matrix_png(matrix, [f"label {i}" for i in range(n)], tmp_path / "sub" / "c.png", "dev")
@@ -71,6 +71,21 @@ def test_chinese_labels_are_drawn_with_a_font_that_has_them(tmp_path: Path) -> N
 
 def test_latin_labels_need_no_other_font() -> None:
     assert confusion._fonts_for("Sport é ß") == ("DejaVu Sans",)
+
+
+def test_of_many_labels_those_with_the_most_errors_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = confusion._draw
+    monkeypatch.setattr(confusion, "_draw", lambda *args: (drawn.append(args), real(*args)))
+    matrix = np.eye(200, dtype=int) * 6
+    matrix[150, 7] = matrix[3, 180] = 2
+    confusion_matrix_png(matrix, [f"l{i}" for i in range(200)], tmp_path / "c.png", "dev")
+    _, counts, names, title, _, shares = drawn[0]
+    assert {"l3", "l7", "l150", "l180"} <= set(names)
+    assert len(names) == 50
+    assert title == "dev: the 50 of 200 labels with the most errors"
+    at = names.index("l150"), names.index("l7")
+    assert (counts[at], shares[at]) == (2, 0.25), "the share is that of the whole row"
 
 
 def test_without_a_font_labels_are_numbered_not_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ _MOST_KEY = 56
 _CELL_INCH = 0.45
 _DPI = 120
 _ZEROS_UP_TO = 20
+_MOST_SHOWN = 50  # the picture grows with the square: 500 labels would take 3 GB
 _DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 _CJK_FONTS = (
     "Noto Sans CJK",
@@ -44,8 +45,8 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     """Draws a confusion matrix: rows are true labels, columns predicted ones, counts in the cells.
 
     The colour is the share of the row, so small classes are seen as well as large ones; the row of an absent
-    class is empty. Where no installed font can write the labels, they are numbered and a key below gives
-    their code points.
+    class is empty. Of more than 50 labels, those with the most errors are drawn. Where no installed font can write
+    the labels, they are numbered and a key below gives their code points.
 
     Args:
         matrix: counts, shape ``(n, n)``.
@@ -68,6 +69,14 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     n = len(labels)
     if n == 0 or counts.shape != (n, n):
         raise ValueError(f"expected a confusion matrix of {n} x {n} for {n} labels, found shape {counts.shape}")
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape, dtype=float), where=totals > 0)
+    if n > _MOST_SHOWN:
+        errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        kept = np.sort(np.argsort(-errors, kind="stable")[:_MOST_SHOWN])
+        counts, shares, labels = counts[np.ix_(kept, kept)], shares[np.ix_(kept, kept)], [labels[i] for i in kept]
+        title = f"{title}: the {_MOST_SHOWN} of {n} labels with the most errors".removeprefix(": ")
+        n = _MOST_SHOWN
     names, title, fonts, key = writable_names(labels, title)
     side = max(2.5, _CELL_INCH * n)
     widest = max(len(line) for line in names)
@@ -75,18 +84,14 @@ def confusion_matrix_png(matrix: Any, labels: Sequence[str], path: Path, title: 
     below = 0.22 * len(key)
     figure = Figure(figsize=(side + margin + 1.2, side + margin + 0.6 + below), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    _draw(figure.add_subplot(), counts, names, title, fonts)
+    _draw(figure.add_subplot(), counts, names, title, fonts, shares)
     if key:
         figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
     return save_figure(figure, Path(path))
 
 
-def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str]) -> None:
-    import numpy as np
-
+def _draw(axes: Axes, counts: Any, names: list[str], title: str, fonts: list[str], shares: Any) -> None:
     n = len(names)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape, dtype=float), where=totals > 0)
     picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     text: dict[str, Any] = {"family": fonts, "parse_math": False}  # a label may hold dollar signs
     size = 9 if n <= _ZEROS_UP_TO else 7

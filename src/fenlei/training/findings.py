@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from fenlei.inference.predictor import Predictor
 from fenlei.prompting.plain import clean
 from fenlei.tracking import Record, TrackerGroup
 from fenlei.training.data import TrainingData
-from fenlei.training.report import Scored
+from fenlei.training.report import Scored, unless_it_fails
 
+_log = logging.getLogger(__name__)
 # A row's training step costs three times its scoring (forward, and backward at twice that); zero-shot and few-shot may
 # each cost this share of the training.
 _SHARE, _STEP_COST = 0.04, 3
@@ -61,6 +64,8 @@ def report_ladder(
         See :func:`fenlei.evaluation.ladder.build_ladder`; None without baselines or rows.
     """
     scored, part = (test, "test") if test.examples else (dev, "dev")
+    for name in ("ladder.json", "ladder.png"):  # of the run before a resume: its tuned rung is another classifier's
+        (folder / name).unlink(missing_ok=True)
     if not config.evaluation.ladder or not scored.examples:
         return None
     # the rows that the ladder is measured on must not choose TF-IDF's settings
@@ -84,8 +89,10 @@ def report_ladder(
         figures = {key: float(rung[key]) for key in ("accuracy", "macro_f1", "rows", "seconds")}
         # final: a resume takes it back and writes it anew
         record.write("ladder", best_step, final=True, rung=rung["key"], **figures)
-    picture = ladder_png(ladder, folder / "ladder.png", title=f"baseline ladder, {part} set")
-    trackers.log_image("ladder/intervals", picture, best_step, caption=f"{part}: baselines and the tuned model")
+    draw = partial(ladder_png, ladder, folder / "ladder.png", title=f"baseline ladder, {part} set")
+    picture = unless_it_fails(draw, "ladder.png was not drawn", record, best_step)
+    if picture is not None:
+        trackers.log_image("ladder/intervals", picture, best_step, caption=f"{part}: baselines and the tuned model")
     trackers.log_text("ladder/table", "\n".join(ladder_lines(ladder)), best_step)
     return ladder
 
@@ -102,12 +109,19 @@ def affordable_rows(config: RunConfig, steps: int) -> int | None:
 def report_label_errors(dev: Scored, folder: Path) -> int:
     """Ranks the dev rows, which were not trained on, by how doubtful their labels are; to ``label_errors.json``.
 
+    Where that fails, it is said and the file is not there: the run goes on.
+
     Returns:
         The number of probable errors.
     """
+    (folder / "label_errors.json").unlink(missing_ok=True)
     if not dev.examples:
         return 0
-    issues = [issue for issue in rank_label_errors(dev.gold, dev.predictions) if issue.probable]
+    try:
+        issues = [issue for issue in rank_label_errors(dev.gold, dev.predictions) if issue.probable]
+    except Exception as error:
+        _log.warning("label errors were not looked for: %s: %s", type(error).__name__, error)
+        return 0
     rows = [
         {**asdict(issue), "part": "dev", "id": example.id, "source": example.source, "text": clean(example.text)}
         for issue in issues

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from fenlei.config_parts import CalibrationConfig
 from fenlei.data import Example
 from fenlei.data.columns import Columns
-from fenlei.durable import write_bytes, write_json
+from fenlei.durable import is_disk_full, write_bytes, write_json
 from fenlei.errors import ConfigError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.calibration import fit_calibration
@@ -23,7 +25,10 @@ from fenlei.modeling.prediction import Prediction, recalibrate
 from fenlei.tracking import Record, TrackerGroup, confusion_matrix_png
 from fenlei.training.callbacks import TRACKED
 
+_log = logging.getLogger(__name__)
+_Made = TypeVar("_Made")
 _SAMPLES_SHOWN = 8
+_FILES = {"confusion_matrix": "confusion", "risk_coverage": "risk-coverage"}
 # predictions/<part>.jsonl: the file's own names and other columns are not known here any more
 _COLUMNS = Columns(text="text", label="label", candidates=None, id="id")
 
@@ -117,16 +122,45 @@ def report_part(
     if part == "test":  # the dev scores have been drawn on the way
         trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
     title = f"{part} set"
-    confusion = confusion_matrix_png(metrics["confusion"], labels, folder / f"confusion-{part}.png", title=title)
-    reliability = reliability_png(metrics, folder / f"reliability-{part}.png", title=title)
-    risk = risk_coverage_png(metrics, folder / f"risk-coverage-{part}.png", title=title)
-    classes = classes_png(metrics, folder / f"classes-{part}.png", title=title)
-    trackers.log_image(f"{part}/confusion_matrix", confusion, step, caption=f"{part}: rows right, columns predicted")
-    trackers.log_image(f"{part}/reliability", reliability, step, caption=f"{part}: before and after calibration")
-    trackers.log_image(f"{part}/risk_coverage", risk, step, caption=f"{part}: errors among the rows answered")
-    trackers.log_image(f"{part}/classes", classes, step, caption=f"{part}: the classes with the lowest F1 first")
+    for name, draw, caption in (
+        (
+            "confusion_matrix",
+            partial(confusion_matrix_png, metrics["confusion"], labels),
+            "rows right, columns predicted",
+        ),
+        ("reliability", partial(reliability_png, metrics), "before and after calibration"),
+        ("risk_coverage", partial(risk_coverage_png, metrics), "errors among the rows answered"),
+        ("classes", partial(classes_png, metrics), "the classes with the lowest F1 first"),
+    ):
+        file = folder / f"{_FILES.get(name, name)}-{part}.png"
+        drawn = unless_it_fails(partial(draw, file, title=title), f"{file.name} was not drawn", record, step)
+        if drawn is not None:
+            trackers.log_image(f"{part}/{name}", drawn, step, caption=f"{part}: {caption}")
     trackers.log_text(f"{part}/samples", _samples(scored), step)
     return metrics
+
+
+def unless_it_fails(make: Callable[[], _Made], otherwise: str, record: Record, step: int) -> _Made | None:
+    """What ``make`` gives; where it fails, a note and None: the classifier is saved by then, and the run goes on.
+
+    Args:
+        make: makes a picture or the like.
+        otherwise: what is said if it fails.
+        record: gets the note.
+        step: where it belongs.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        return make()
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        message = f"{otherwise}: {type(error).__name__}: {error}"
+        _log.warning(message)
+        record.write("note", step, message=message)
+        return None
 
 
 def write_predictions(scored: Scored, path: Path) -> None:

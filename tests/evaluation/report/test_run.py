@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -75,6 +76,15 @@ def test_the_report_shows_what_the_files_say(run):
     page = (run / "report" / "index.html").read_text("utf-8")
     assert "onerror" in page
     assert "<img" not in page
+
+
+def test_a_ladder_of_other_rows_is_not_shown(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert read_run(copy).rungs
+    ladder = json.loads((copy / "report" / "ladder.json").read_text("utf-8"))
+    (copy / "report" / "ladder.json").write_text(json.dumps({**ladder, "part": "dev"}), encoding="utf-8")
+    assert read_run(copy).rungs == read_run(copy).comparisons == []
 
 
 def test_the_model_card_is_in_the_manifest_and_renders(run):

@@ -33,7 +33,9 @@ def read_run(run: str | Path) -> ReportData:
     folder = Path(run)
     report = folder / "report"
     part = next((name for name in ("test", "dev") if (report / f"{name}.json").is_file()), "none")
-    rungs, comparisons = parse_ladder(_optional(report / "ladder.json") or {})
+    ladder = _optional(report / "ladder.json") or {}
+    # of other rows its tuned rung would contradict the headline
+    rungs, comparisons = parse_ladder(ladder if ladder.get("part", part) == part else {})
     cost = _optional(report / "cost.json")
     issues = _optional(report / "label_errors.json")
     metrics = _optional(report / f"{part}.json")
