@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fenlei.artifact import MANIFEST
-from fenlei.data import LabelSet
+from fenlei.data import Example, LabelSet
 from fenlei.errors import ArtifactError
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import make_predictions
@@ -37,6 +37,7 @@ class FakePredictor:
 
     def __init__(self, labels: LabelSet, calibration: Calibration, hold: Path | None = None) -> None:
         self.labels, self.calibration, self.hold = labels, calibration, hold
+        self.broken = False
         self.go = threading.Event()
         self.go.set()
         config = SimpleNamespace(max_length=LONGEST)
@@ -53,12 +54,15 @@ class FakePredictor:
     def costs(self, prompts: Any) -> list[int]:
         return [max(1, len(prompt.input_ids)) for prompt in prompts]
 
+    def beginning_cost(self, prompt: Any) -> int:
+        return 0
+
     def score(self, prompts: Any) -> list[Any]:
         self.go.wait()
         while self.hold is not None and self.hold.exists():
             time.sleep(0.005)
         texts = [bytes(prompt.input_ids) for prompt in prompts]
-        if any(POISON.encode() in text for text in texts):
+        if self.broken or any(POISON.encode() in text for text in texts):
             raise RuntimeError(f"cannot score {texts!r}")
         scores = []
         for prompt, text in zip(prompts, texts, strict=True):
@@ -69,6 +73,11 @@ class FakePredictor:
 
     def predict(self, examples: Any, *, candidates: Any = None) -> list[Any]:
         return self.score(self.encode(examples, candidates=candidates))
+
+    def warm(self) -> None:
+        if self.broken:
+            raise RuntimeError("device-side assert")
+        self.predict([Example("1")])
 
     def forget_failed(self) -> None:
         pass

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from fenlei.data import LabelSet
+from fenlei.data import Example, LabelSet
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import Prediction
 from fenlei.server.models import Served
@@ -27,12 +27,20 @@ class Prompt:
         return list(range(20 + COST))
 
 
+class Panic(BaseException):
+    """What a library in Rust panics with."""
+
+
 class FakePredictor:
     """Each text costs ``COST`` tokens. A text's first word says what happens: ``bad`` fails, ``worse`` too."""
 
     def __init__(self, log):
         self.log = log
-        self.encoder = SimpleNamespace(config=SimpleNamespace(max_length=256))
+        self.reads = threading.Event()  # without it, nothing is read for an explanation
+        self.reads.set()
+        self.read, self.reading = [], threading.Semaphore(0)
+        self.encoder = SimpleNamespace(config=SimpleNamespace(max_length=256), read_spans=self.read_spans)
+        self.beginnings = {}  # by candidates: what they cost before they were scored first
         self.batch_tokens = BUDGET
         self.calls = []
         self.forgotten = 0
@@ -45,10 +53,21 @@ class FakePredictor:
     def encode(self, rows, *, candidates=None):
         if any(row.text.startswith("unreadable") for row in rows):
             raise ValueError("no tokens")
+        if any(row.text.startswith("panic") for row in rows):
+            raise Panic
         return [Prompt(row.text, candidates or row.candidates or NAMES) for row in rows]
 
     def costs(self, prompts):
         return [COST] * len(prompts)
+
+    def read_spans(self, row, candidates=None):
+        self.read.append(row.text)
+        self.reading.release()
+        assert self.reads.wait(120)
+        return [(0, len(row.text))]
+
+    def beginning_cost(self, prompt):
+        return self.beginnings.get(prompt.candidates, 0)
 
     def score(self, prompts):
         self.threads.add(threading.current_thread().name)
@@ -73,6 +92,9 @@ class FakePredictor:
         confidence = 0.75 if "sure" in prompt.text else 0.25
         return Prediction(prompt.candidates[-1], confidence, p, p, confidence < 0.5, False, confidence)
 
+    def warm(self):
+        self.score(self.encode([Example("1")]))
+
     def forget_failed(self):
         self.forgotten += 1
 
@@ -93,8 +115,8 @@ class FakeModels:
             classifier = SimpleNamespace(predictor=FakePredictor(self.log), labels=labels, calibration=calibration)
             self.served[name] = Served(name, classifier, 0)
 
-    def get(self, name="x"):
-        return self.served[name]
+    def get(self, name=None):
+        return self.served[name or next(iter(self.served))]
 
     def predictor(self, name="x"):
         return self.served[name].classifier.predictor

@@ -161,6 +161,15 @@ class TestRealModel:
 
         run(work, models=models)
 
+    def test_a_beginning_costs_until_it_is_computed(self, models):
+        predictor = models.get("news").classifier.predictor
+        row = Example("国足今晚迎战韩国队")
+        assert predictor.beginning_cost(*predictor.encode([row])) == 0, "it is warm"
+        (prompt,) = predictor.encode([row], candidates=NEWS[::-1])
+        assert predictor.beginning_cost(prompt) == prompt.prefix_length > 16
+        predictor.score([prompt])
+        assert predictor.beginning_cost(prompt) == 0
+
     def test_batch_tokens_reach_the_model(self, models, news_folder):
         async def work(batcher, models):
             assert models.get("mood").classifier.predictor.batch_tokens == 99
@@ -396,6 +405,23 @@ class TestRefusals:
 
         run(work, max_queue_s=4.0)
 
+    def test_candidates_cost_their_beginning_when_they_are_new(self):
+        """Which the first of those that wait computes for all."""
+
+        async def work(batcher, models):
+            batcher._rate.add(10, 500, 10.0)  # 50 tokens a second
+            models.predictor().beginnings = {("a", "b"): 200}
+            async with busy(batcher, models):
+                kept = [ask(batcher, models, f"{i}", candidates=["a", "b"]) for i in range(3)]
+                kept.append(ask(batcher, models, "plain"))
+                await queued(batcher, 4)
+                assert batcher.load()["queued_tokens"] == 200 + 4 * COST
+                with pytest.raises(QueueFull):
+                    await ask(batcher, models, "more")
+            await asyncio.gather(*kept)
+
+        run(work, max_queue_s=4.0)
+
     @pytest.mark.parametrize(("tokens_a_second", "seconds"), [(1e6, 1.0), (10.0, 5.0), (0.01, 60.0)])
     def test_when_to_come_back(self, tokens_a_second, seconds):
         batcher = Batcher(FakeModels())
@@ -510,13 +536,26 @@ class TestFaults:
 
         run(work)
 
-    def test_a_text_that_cannot_be_tokenized_harms_its_own_request_only(self):
+    @pytest.mark.parametrize("word", ["unreadable", "panic"])
+    def test_a_text_that_cannot_be_tokenized_harms_its_own_request_only(self, word):
         async def work(batcher, models):
-            tasks = [ask(batcher, models, text) for text in ("1", "unreadable", "2")]
+            tasks = [ask(batcher, models, text) for text in ("1", word, "2")]
             found = await asyncio.gather(*tasks, return_exceptions=True)
-            assert isinstance(found[1], ValueError)
+            assert isinstance(found[1], ModelError)
+            assert "the tokenizer failed" in str(found[1])
+            assert "no tokens" not in str(found[1])
             assert [len(found[i].predictions) for i in (0, 2)] == [1, 1]
             assert batcher.load()["queued_texts"] == batcher.load()["open_requests"] == 0
+
+        run(work)
+
+    def test_failures_say_nothing_of_the_speed(self):
+        async def work(batcher, models):
+            with pytest.raises(ModelError):
+                await ask(batcher, models, "bad")
+            assert batcher.load()["tokens_per_second"] == 0.0
+            await ask(batcher, models, "good")
+            assert batcher.load()["tokens_per_second"] > 0.0
 
         run(work)
 
@@ -578,6 +617,59 @@ class TestChoices:
             found = await asyncio.gather(*tasks)
             assert [p.label for p in found[0].predictions] == ["a", "b"]
             assert models.predictor().calls == [["first"], ["m1", "m2"], ["plain"]]
+
+        run(work)
+
+
+class TestExplained:
+    """A request to explain waits like all others, also while nobody has looked at its text."""
+
+    def test_it_has_a_place_before_its_text_is_read(self):
+        async def work(batcher, models):
+            models.predictor().reads.clear()
+            kept = [ask(batcher, models, "一。二。", explain=True) for _ in range(3)]
+            with pytest.raises(QueueFull):
+                await ask(batcher, models, "一。二。", explain=True)
+            with pytest.raises(QueueFull):
+                await ask(batcher, models, "plain")
+            models.predictor().reads.set()
+            found = await asyncio.gather(*kept, return_exceptions=True)
+            # each is three texts now, and there is room for those of one
+            assert [type(f) for f in found[:2]] == [QueueFull, QueueFull]
+            assert [row.text for row in found[2].variants.rows] == ["一。二。", "二。", "一。"]
+            assert len(found[2].predictions) == 3
+            assert batcher.load()["queued_texts"] == batcher.load()["open_requests"] == 0
+
+        run(work, max_queue_texts=3)
+
+    def test_its_time_begins_when_it_comes(self):
+        async def work(batcher, models):
+            models.predictor().reads.clear()
+            with pytest.raises(QueueTimeout):
+                await ask(batcher, models, "一。二。", explain=True)
+            assert batcher.load()["queued_texts"] == 0
+            models.predictor().reads.set()
+
+        run(work, queue_timeout_s=0.1)
+
+    def test_one_that_is_given_up_is_not_read(self):
+        async def work(batcher, models):
+            predictor = models.predictor()
+            predictor.reads.clear()
+            first, second = (ask(batcher, models, text, explain=True) for text in ("一。", "二。"))
+            assert await asyncio.to_thread(predictor.reading.acquire, timeout=120)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            predictor.reads.set()
+            assert len((await first).predictions) == 2
+            assert predictor.read == ["一。"]
+
+        run(work)
+
+    def test_one_text_only(self):
+        async def work(batcher, models):
+            with pytest.raises(DataError, match="expected one text, found 2"):
+                await ask(batcher, models, "1", "2", explain=True)
 
         run(work)
 

@@ -88,6 +88,36 @@ def test_refused(client, root, values, status, code):
     assert len(client.get("/v1/models").json()["data"]) == 2
 
 
+def test_one_is_loaded_at_a_time(root, monkeypatch):
+    """In a thread of its own: what others do in threads, like reading large bodies, does not wait."""
+    models, go = fake_models(), threading.Event()
+    add, inside = models.add, []
+
+    def slow(name, folder):
+        inside.append(threading.current_thread().name)
+        assert go.wait(60)
+        return add(name, folder)
+
+    monkeypatch.setattr(models, "add", slow)
+    with opened(models, admin=True, admin_root=root, api_key_file=root.parent / "keys") as client:
+        client.headers["Authorization"] = f"Bearer {KEY}"
+
+        def ask(name):
+            statuses.append(client.post(ADMIN, json={"name": name, "path": "good"}).status_code)
+
+        statuses: list[int] = []
+        threads = [threading.Thread(target=ask, args=(f"x{n}",)) for n in range(5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: service_of(client).in_flight == 5 and inside, "they are being loaded")
+        assert client.post("/v1/classify", json={"text": "a" * 100_000}).status_code == 200
+        assert inside == ["fenlei-add_0"]
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert statuses == [201] * 5
+
+
 def test_what_cannot_be_removed(client):
     missing = client.delete(f"{ADMIN}/nobody")
     assert (missing.status_code, said(missing)) == (404, "model_not_found")

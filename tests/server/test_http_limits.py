@@ -67,6 +67,34 @@ class TestBody:
         assert Limits().max_texts == 256
 
 
+class TestAllBodies:
+    """Bodies are in memory until their requests are answered; so all of them together are bounded."""
+
+    def test_together(self):
+        with Held(limits={"max_held_bytes": 10_000}) as held:
+            held.send({"text": "a" * 6000})
+            held.queued(1)
+            answer = held.client.post(CLASSIFY, content=body_of(5000), headers=JSON)
+            assert (answer.status_code, said(answer)) == (429, "too_many_bodies")
+            assert answer.headers["Retry-After"]
+            assert "fenlei_held_body_bytes 60" in held.client.get("/metrics").text
+            held.send({"text": "a" * 3000})
+            held.queued(2)
+            held.go()
+            assert [a.status_code for a in held.answers] == [200] * 3
+            assert service_of(held.client).bodies.held == 0
+
+    def test_one_that_is_alone(self):
+        with opened(limits={"max_held_bytes": 1000}) as client:
+            assert client.post(CLASSIFY, content=body_of(5000), headers=JSON).status_code == 200
+
+    def test_nothing_is_kept_of_those_that_are_refused(self):
+        with opened(limits={"max_body_bytes": 5000}) as client:
+            for content in (body_of(6000), b"{", b'{"text": 1}', b'{"text": "a", "model": "nobody"}'):
+                assert client.post(CLASSIFY, content=content, headers=JSON).status_code >= 400
+            assert service_of(client).bodies.held == 0
+
+
 class TestTexts:
     def test_number(self):
         with opened(limits={"max_texts": 3}) as client:
@@ -103,7 +131,8 @@ class TestTexts:
         with opened(models, limits={"max_texts": 3, "max_text_chars": 10}) as client:
             assert client.post(CLASSIFY, json={"texts": ["a"] * 4}).status_code == 422
             assert client.post(CLASSIFY, json={"text": "a" * 11}).status_code == 422
-            assert client.post(CLASSIFY, json={"text": "a"}).status_code == 500, "negative control"
+            answer = client.post(CLASSIFY, json={"text": "a"})
+            assert (answer.status_code, said(answer)) == (503, "model_failed"), "negative control"
 
     def test_depth(self):
         nested = {"text": "a", "model": [[[[["a"]]]]]}
@@ -116,15 +145,15 @@ class TestTexts:
 class Held:
     """A server whose model has begun a text and does not go on until it is told to."""
 
-    def __init__(self, **batch):
+    def __init__(self, *, limits=None, **batch):
         self.models = fake_models()
         self.predictor = predictor_of(self.models)
         self.answers: list = []
         self._threads: list[threading.Thread] = []
-        self._batch = BatchLimits(**batch)
+        self._batch, self._limits = BatchLimits(**batch), limits
 
     def __enter__(self):
-        self._open = opened(self.models, batch=self._batch)
+        self._open = opened(self.models, batch=self._batch, limits=self._limits)
         self.client = self._open.__enter__()
         self.predictor.go.clear()
         self.send({"text": "first"})

@@ -39,6 +39,7 @@ def serve(
     ),
     access_log: bool = typer.Option(True, "--access-log/--no-access-log", help="A line a request, never its content."),
     max_body_bytes: int = typer.Option(2_000_000, "--max-body-bytes", min=1000, help="Most bytes of a request body."),
+    max_held_bytes: int = typer.Option(64_000_000, "--max-held-bytes", min=1000, help="Most bytes of all bodies."),
     max_texts: int = typer.Option(256, "--max-texts", min=1, help="Most texts in a request."),
     max_text_chars: int = typer.Option(1_000_000, "--max-text-chars", min=1, help="Most characters of a text."),
     max_json_depth: int = typer.Option(32, "--max-json-depth", min=4, max=200, help="Deepest nesting of a body."),

@@ -16,21 +16,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fenlei.data.example import Example
 from fenlei.errors import DataError, FenleiError
 from fenlei.modeling.prediction import Prediction
+from fenlei.server.choices import abstaining, calibration_for, candidates_of
+from fenlei.server.encoding import EncodingThread
 from fenlei.server.models import Models, Served
 from fenlei.server.passes import Request, as_fenlei, score_rows
 from fenlei.server.rate import Rate
+from fenlei.server.soundness import Soundness
 from fenlei.server.terms import UNSET, BatchLimits, Draining, Outcome, QueueFull, QueueTimeout, Unset
 from fenlei.server.work import Pass, WaitingLine
 
 if TYPE_CHECKING:
-    from fenlei.modeling.calibration import Calibration
     from fenlei.prompting import EncodedPrompt
 
 __all__ = ["UNSET", "BatchLimits", "Batcher", "Draining", "Outcome", "QueueFull", "QueueTimeout", "Unset"]
@@ -59,10 +59,11 @@ class Batcher:
         self.models, self.limits, self._observe = models, limits or BatchLimits(), observe
         if self.limits.batch_tokens is not None:
             models.use_batch_tokens(self.limits.batch_tokens)
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="fenlei-encode")
+        self._encoding = EncodingThread()
         self._changed = threading.Condition()  # guards everything below it
         self._line = WaitingLine()
         self._rate = Rate()
+        self.soundness = Soundness(models)
         self._running = False  # a turn on the scoring thread is due or in progress
         self._in_flight: Pass | None = None
         self._draining = False
@@ -98,7 +99,7 @@ class Batcher:
             for request in self._open:
                 _fail(request, Draining())
         finished, self._stopped = not self._working, True
-        self._encoding.shutdown(wait=False)
+        self._encoding.stop()
         return finished
 
     async def classify(
@@ -108,6 +109,7 @@ class Batcher:
         *,
         candidates: Sequence[str] | None = None,
         threshold: float | Unset | None = UNSET,
+        explain: bool = False,
     ) -> Outcome:
         """Classifies the rows of one request.
 
@@ -118,27 +120,32 @@ class Batcher:
             rows: one or more; each may bring its own candidates.
             candidates: choose among these labels, for every row.
             threshold: abstain below this confidence, None: never; by default the classifier's own.
+            explain: with one row: score it without each of its sentences, too. It waits as one text until its
+                sentences are known, then as so many.
 
         Raises:
-            QueueFull: too much waits; nothing was done.
+            QueueFull: too much waits; nothing was scored.
             QueueTimeout: the request did not get its turn in time.
             Draining: the server ends.
             DataError: no row, a candidate that is no label, or a threshold that the classifier's signal cannot have.
-            ModelError: the model failed on a row of this request.
+            ModelError: the model, or its tokenizer, failed on a row of this request.
         """
-        names = _candidates(served, candidates)
-        calibration = _calibration(served, threshold)
+        names = candidates_of(served, candidates)
+        calibration = calibration_for(served, threshold)
         if not rows:
             raise DataError("no text to classify; expected one or more")
+        if explain and len(rows) > 1:
+            raise DataError(f"explain: expected one text, found {len(rows)}")
         with self._work():
-            request = await self._answer(served, rows, names)
+            request = await self._answer(served, rows, names, explain)
         assert request.began is not None
-        found = [request.predictions[i] for i in range(len(rows))]
+        found = [request.predictions[i] for i in range(len(request.costs))]
         return Outcome(
-            found if calibration is None else _abstaining(found, calibration),
+            found if calibration is None else abstaining(found, calibration),
             queue_seconds=request.began - request.arrived,
             score_seconds=request.ended - request.began,
             tokens=sum(len(prompt.input_ids) for prompt in request.prompts),
+            variants=request.variants,
         )
 
     def load(self) -> dict[str, float]:
@@ -182,38 +189,46 @@ class Batcher:
             if self._draining and not self._working:
                 self._idle.set()
 
-    async def _answer(self, served: Served, rows: Sequence[Example], names: tuple[str, ...] | None) -> Request:
-        request = self._admit(served, rows)
-        late = asyncio.get_running_loop().call_later(self.limits.queue_timeout_s, self._give_up, request)
+    async def _answer(
+        self, served: Served, rows: Sequence[Example], names: tuple[str, ...] | None, explain: bool
+    ) -> Request:
+        loop = asyncio.get_running_loop()
+        request = Request(served, [], time.monotonic(), future=loop.create_future())
+        self._admit(request, rows)
+        late = loop.call_later(self.limits.queue_timeout_s, self._give_up, request)
         self._open.add(request)
+        encoding = asyncio.ensure_future(self._encode(request, rows, names, explain))
         try:
-            await self._encode(request, served, rows, names)
             await request.future
         finally:
+            encoding.cancel()  # of one that is given up, what has not begun is left out
             late.cancel()
             self._open.discard(request)
             with self._changed:
                 self._line.remove(request)
         return request
 
-    def _admit(self, served: Served, rows: Sequence[Example]) -> Request:
-        predictor, limits = served.classifier.predictor, self.limits
-        longest = predictor.encoder.config.max_length
+    def _admit(self, request: Request, rows: Sequence[Example]) -> None:
+        """Gives a request its place in the queue, or another one when it has other rows.
+
+        Raises:
+            QueueFull: there is none; it has lost the one that it had.
+        """
+        predictor, limits = request.lane.classifier.predictor, self.limits
+        longest, budget = predictor.encoder.config.max_length, predictor.batch_tokens
         costs = [max(1, min(len(r.text), longest), len(r.text) // _CHARACTERS_A_TOKEN) for r in rows]
-        future = asyncio.get_running_loop().create_future()
-        request = Request(served, costs, time.monotonic(), future=future)
-        budget = predictor.batch_tokens
         with self._changed:
             line, rate = self._line, self._rate.tokens
-            if line.has(served):  # else a request that is larger than the limits could never be answered
-                ahead = line.ahead(served, budget, request.tokens)
+            line.remove(request)
+            request.expect(costs)
+            if line.has(request.lane):  # else a request that is larger than the limits could never be answered
+                ahead = line.ahead(request.lane, budget, request.tokens)
                 too_long = rate is not None and limits.max_queue_s is not None and ahead > limits.max_queue_s * rate
                 too_many = line.texts + len(rows) > limits.max_queue_texts
                 if too_long or too_many or line.tokens + request.tokens > limits.max_queue_tokens:
                     self._counts["refused"] += 1
                     raise QueueFull(self._seconds(ahead if too_long else line.tokens))
             line.expect(request, budget)
-        return request
 
     def _seconds(self, tokens: int) -> float:
         """When to come back: the time that so many tokens take, in bounds."""
@@ -231,40 +246,41 @@ class Batcher:
         _fail(request, error)
 
     async def _encode(
-        self, request: Request, served: Served, rows: Sequence[Example], names: tuple[str, ...] | None
+        self, request: Request, rows: Sequence[Example], names: tuple[str, ...] | None, explain: bool
     ) -> None:
-        """Tokenizes the rows of a request and gives them to the scoring thread."""
-        predictor = served.classifier.predictor
+        """Tokenizes the rows of a request and gives them to the scoring thread; what fails is the request's error."""
+        predictor = request.lane.classifier.predictor
 
-        def encode(part: Sequence[Example]) -> tuple[list[EncodedPrompt], list[int]]:
+        def encode(part: Sequence[Example]) -> tuple[list[EncodedPrompt], list[int], int]:
             prompts = predictor.encode(part, candidates=names)
-            return prompts, predictor.costs(prompts)
+            return prompts, predictor.costs(prompts), predictor.beginning_cost(prompts[0])
 
         costs: list[int] = []
-        for start in range(0, len(rows), _ENCODED_AT_ONCE):
-            prompts, more = await self.in_encoding_thread(encode, rows[start : start + _ENCODED_AT_ONCE])
-            request.prompts += prompts
-            costs += more
+        beginning = 0
+        try:
+            if explain:
+                from fenlei.inference.explain import leave_out
+
+                request.variants = await self._encoding.do(leave_out, predictor.encoder, rows[0], names)
+                rows = request.variants.rows
+                self._admit(request, rows)
+            for start in range(0, len(rows), _ENCODED_AT_ONCE):
+                prompts, more, beginning = await self._encoding.do(encode, rows[start : start + _ENCODED_AT_ONCE])
+                request.prompts += prompts
+                costs += more
+        except Exception as error:
+            _fail(request, as_fenlei(error))
+            return
         # rows that differ in their candidates among themselves go with nobody else's
         choices = {prompt.candidates for prompt in request.prompts}
         group = choices.pop() if len(choices) == 1 else object()
         with self._changed:
+            # candidates that are asked for the first time: the beginning of the prompt is the first one's to compute
+            if beginning and not self._line.has(request.lane, group):
+                costs[0] += beginning
             if self._line.add(request, costs, group):
                 self._go()
                 self._changed.notify_all()
-
-    async def in_encoding_thread(self, work: Any, *args: Any) -> Any:
-        """Does something with a tokenizer, in the one thread that uses them.
-
-        Raises:
-            Draining: the batcher has stopped.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoding, work, *args)
-        except RuntimeError:
-            if self._stopped:
-                raise Draining from None
-            raise
 
     def _go(self) -> None:
         """Has the scoring thread take its next turn, if there is something to do; the lock is held."""
@@ -280,7 +296,7 @@ class Batcher:
             work = self._next()
             if work is not None:
                 self._score(work)
-        except Exception as error:  # whatever it is, nobody may wait for ever
+        except BaseException as error:  # whatever it is, nobody may wait for ever
             _log.exception("scoring failed outside of the model")
             if work is not None:
                 self._deliver(work, [as_fenlei(error)] * len(work.rows))
@@ -310,13 +326,15 @@ class Batcher:
         failed = sum(isinstance(answer, FenleiError) for answer in found.answers)
         with self._changed:
             self._in_flight = None
-            self._rate.add(len(work.rows), work.tokens, seconds)
+            if not failed:  # a failure may be quick, and says nothing of the speed
+                self._rate.add(len(work.rows), work.tokens, seconds)
             self._counts["scored"] += len(work.rows) - failed
             self._counts["failed"] += failed
             self._counts["retried"] += found.retried
         if self._observe is not None:
             self._observe(len(work.rows))
         self._deliver(work, found.answers)
+        self.soundness.note(failed < len(work.rows))
 
     def _deliver(self, work: Pass, answers: Sequence[Prediction | FenleiError]) -> None:
         """Gives answers to their requests, and tells the event loop of those that are done."""
@@ -351,30 +369,3 @@ def _finish(requests: Sequence[Request]) -> None:
 def _fail(request: Request, error: FenleiError) -> None:
     if not request.future.done():
         request.future.set_exception(error)
-
-
-def _candidates(served: Served, candidates: Sequence[str] | None) -> tuple[str, ...] | None:
-    if candidates is None:
-        return None
-    labels = served.classifier.labels
-    names = tuple(dict.fromkeys(labels.canonical(name) for name in candidates))
-    if not names:
-        raise DataError(f"candidates: expected one label or more of: {', '.join(labels.names[:20])}")
-    return names
-
-
-def _calibration(served: Served, threshold: float | Unset | None) -> Calibration | None:
-    """The calibration with the threshold of a request; None: the classifier's own is what is wanted."""
-    if isinstance(threshold, Unset):
-        return None
-    try:
-        return replace(served.classifier.calibration, threshold=threshold, fit={})
-    except ValueError as error:
-        raise DataError(str(error)) from None
-
-
-def _abstaining(predictions: Sequence[Prediction], calibration: Calibration) -> list[Prediction]:
-    import numpy as np
-
-    declined = calibration.abstains(np.array([p.confidence for p in predictions])).tolist()
-    return [replace(p, abstained=no) for p, no in zip(predictions, declined, strict=True)]

@@ -1,4 +1,8 @@
-"""From the bytes of a request to a JSON value: size, time and depth are checked before anything is parsed."""
+"""From the bytes of a request to a JSON value: size, time and depth are checked before anything is parsed.
+
+A body is in memory until its request is answered, as bytes and as what became of them. So the bytes of all requests
+together are bounded, too.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,61 @@ from fenlei.server.settings import Limits
 # larger bodies are parsed in another thread, so that the server goes on answering
 _PARSE_APART = 32_768
 _MOST_DIGITS = 100
+# arrays and objects of a body: small ones take thirty times the memory of their text
+_MOST_NESTED = 100_000
+_RETRY_AFTER = 1.0
 _NO_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+class BodyBudget:
+    """Bytes of request bodies in memory, of all requests together.
+
+    Args:
+        most: how many there may be. A body that is alone is taken whatever its size.
+
+    Attributes:
+        held: how many there are.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.held, self._most = 0, most
+
+    def take(self, count: int, own: int) -> None:
+        """So many more bytes have come, for a body of which ``own`` bytes are there already.
+
+        Raises:
+            ApiError: they are too many.
+        """
+        if self.held > own and self.held + count > self._most:
+            message = "the server holds as many request bodies as it may; try again later"
+            raise ApiError(429, "too_many_bodies", message, retry_after=_RETRY_AFTER)
+        self.held += count
+
+    def free(self, count: int) -> None:
+        """So many bytes are of no use any more."""
+        self.held -= count
+
+
 class CheckedRequest(Request):
     """A request whose body cannot be too large, too slow, too deep or no strict JSON."""
+
+    held = 0
+
+    def hold(self, count: int) -> None:
+        """So many more bytes of the body have come.
+
+        Raises:
+            ApiError: by :class:`BodyBudget`.
+        """
+        self.app.state.service.bodies.take(count, self.held)
+        self.held += count
+
+    def let_go(self) -> None:
+        """Nobody needs the body any more."""
+        self.app.state.service.bodies.free(self.held)
+        self.held = 0
 
     async def body(self) -> bytes:
         """The body as bytes.
@@ -68,7 +120,11 @@ class CheckedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            return await handle(CheckedRequest(request.scope, request.receive))
+            own = CheckedRequest(request.scope, request.receive)
+            try:
+                return await handle(own)
+            finally:
+                own.let_go()
 
         return checked
 
@@ -87,6 +143,8 @@ def parse_json(body: bytes, most_depth: int) -> Any:
         raise ApiError(400, "invalid_json", f"the body is not UTF-8 (byte {error.start})") from None
     if is_deeper(body, most_depth):
         raise ApiError(422, "json_too_deep", f"the body is nested deeper than {most_depth} levels")
+    if body.count(b"[") + body.count(b"{") > _MOST_NESTED and _brackets(body).count(b"[") > _MOST_NESTED:
+        raise ApiError(422, "json_too_large", f"the body holds more than {_MOST_NESTED} arrays and objects")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_integer
@@ -99,8 +157,7 @@ def parse_json(body: bytes, most_depth: int) -> Any:
 
 def is_deeper(body: bytes, most: int) -> bool:
     """Whether arrays and objects are nested deeper than ``most``; in time linear in the body, without recursion."""
-    outside = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
-    left = b"".join(outside).translate(_ONE_KIND, _NO_BRACKETS)
+    left = _brackets(body)
     for _ in range(most):
         inner = left.replace(b"[]", b"")  # one level less, everywhere
         if inner == left:
@@ -117,6 +174,12 @@ def is_deeper(body: bytes, most: int) -> bool:
     return False
 
 
+def _brackets(body: bytes) -> bytes:
+    """The brackets that stand in no string, all of one kind."""
+    outside = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    return b"".join(outside).translate(_ONE_KIND, _NO_BRACKETS)
+
+
 def _check_headers(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -126,7 +189,7 @@ def _check_headers(request: Request) -> None:
         raise ApiError(415, "unsupported_content_encoding", "send the body as it is, without Content-Encoding")
 
 
-async def _collect(request: Request, most: int) -> bytes:
+async def _collect(request: CheckedRequest, most: int) -> bytes:
     too_large = ApiError(413, "body_too_large", f"the body is larger than {most} bytes")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
@@ -136,9 +199,11 @@ async def _collect(request: Request, most: int) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ApiError(499, "client_closed", "the client went away")
-        body += message.get("body", b"")
-        if len(body) > most:  # whatever Content-Length says
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > most:  # whatever Content-Length says
             raise too_large
+        request.hold(len(piece))
+        body += piece
         if not message.get("more_body", False):
             return bytes(body)
 

@@ -104,6 +104,9 @@ class _Gauges:
         yield GaugeMetricFamily(
             "fenlei_in_flight_requests", "Requests that are being answered.", value=self._service.in_flight
         )
+        yield GaugeMetricFamily(
+            "fenlei_held_body_bytes", "Bytes of request bodies in memory.", value=self._service.bodies.held
+        )
         state = GaugeMetricFamily("fenlei_state", "1 for the state that the server is in.", labels=["state"])
         for phase in _PHASES:
             state.add_metric([phase], float(self._service.phase == phase))

@@ -13,7 +13,9 @@ from fenlei.modeling.prediction import Prediction
 from fenlei.server.work import Job, Pass
 
 if TYPE_CHECKING:
+    from fenlei.inference.explain import Variants
     from fenlei.prompting import EncodedPrompt
+    from fenlei.server.models import Served
 
 _log = logging.getLogger(__name__)
 
@@ -23,15 +25,19 @@ class Request(Job):
     """A request and its answers.
 
     Attributes:
+        lane: the classifier.
         future: has a result when all rows have an answer, or an error when one has none.
         prompts: its rows as token ids.
+        variants: its row with and without each of its sentences, if that was asked and is known.
         predictions: the answers so far, by row.
         error: why a row has no answer.
         ended: when the last row was scored.
     """
 
+    lane: Served
     future: asyncio.Future[None] = field(kw_only=True)
     prompts: list[EncodedPrompt] = field(default_factory=list)
+    variants: Variants | None = None
     predictions: dict[int, Prediction] = field(default_factory=dict)
     error: FenleiError | None = None
     ended: float = 0.0
@@ -79,11 +85,11 @@ def score_rows(work: Pass) -> Scored:
     return Scored(answers, len(prompts))
 
 
-def as_fenlei(error: Exception) -> FenleiError:
-    """What a request is told of an error."""
+def as_fenlei(error: BaseException, what: str = "the model") -> FenleiError:
+    """What a request is told of an error; ``what`` is that which failed."""
     if isinstance(error, FenleiError):
         return error
     # no more than the kind: what a library says may hold the text
-    made = ModelError(f"the model failed on a text ({type(error).__name__}); the same text alone may go through later")
+    made = ModelError(f"{what} failed on a text ({type(error).__name__}); the same text alone may go through later")
     made.__cause__ = error
     return made

@@ -24,7 +24,7 @@ router = APIRouter(route_class=CheckedRoute)
     "/v1/admin/models",
     response_model=ModelInfo,
     status_code=201,
-    responses=errors(400, 403, 408, 409, 413, 415, 422, 503),
+    responses=errors(400, 403, 408, 409, 413, 415, 422, 429, 503),
     summary="Add a classifier",
     operation_id="add_model",
     tags=["admin"],
@@ -39,7 +39,8 @@ async def add(request: Request, body: AddModel) -> Response:
     folder = inside(root, body.path)
     try:
         # not given up when the client goes away: half a classifier would be worse
-        served = await asyncio.shield(asyncio.to_thread(service.models.add, body.name, folder))
+        loading = asyncio.get_running_loop().run_in_executor(service.loading, service.models.add, body.name, folder)
+        served = await asyncio.shield(loading)
     except ConfigError as error:
         raise ApiError(409, "model_conflict", _without(str(error), root)) from None
     except ArtifactError as error:

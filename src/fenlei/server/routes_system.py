@@ -36,10 +36,12 @@ async def live() -> Response:
     tags=["operation"],
 )
 async def ready(request: Request) -> Response:
-    """200 while requests are taken; 503 while classifiers are loaded and while the server shuts down."""
+    """200 while requests are taken; 503 while loading, while shutting down, and when the model fails on every text."""
     service: Service = request.app.state.service
     if service.phase != "ready":
         raise ApiError(503, service.phase, f"the server is {service.phase}", retry_after=RETRY_AFTER)
+    if not service.works():
+        raise ApiError(503, "model_failed", "the model fails on every text; see the log", retry_after=RETRY_AFTER)
     return JSONResponse({"status": "ready"})
 
 

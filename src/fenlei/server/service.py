@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fenlei.data.example import Example
 from fenlei.errors import ConfigError, DataError, ModelError
 from fenlei.server.batcher import Batcher, BatchLimits, Draining, QueueFull, QueueTimeout
+from fenlei.server.body import BodyBudget
 from fenlei.server.errors import ApiError
 from fenlei.server.metrics import Metrics
 from fenlei.server.models import Models, Served, UnknownModel
@@ -20,14 +22,14 @@ from fenlei.server.settings import ServeSettings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from fenlei.inference.explain import Explanation, Variants
+    from fenlei.inference.explain import Explanation
     from fenlei.modeling.prediction import Prediction
     from fenlei.server.batcher import Outcome
 
 Phase = Literal["starting", "ready", "draining"]
 # seconds after which it is worth asking again: the model is loaded, or another server has taken over
 RETRY_AFTER = 5.0
-# an explanation tokenizes the whole text, in the thread that everybody's texts go through
+# an explanation reads the whole text, in the thread that everybody's texts go through
 MOST_EXPLAINED_CHARS = 50_000
 _T = TypeVar("_T")
 
@@ -83,11 +85,14 @@ class Service:
         self.keys = settings.keys()
         self.phase: Phase = "starting"
         self.in_flight = 0
+        self.bodies = BodyBudget(settings.limits.max_held_bytes)
         self.metrics = Metrics(self)
         self._batch = batch or BatchLimits()
         self._models: Models | None = None
         self._batcher: Batcher | None = None
         self._idle = asyncio.Event()
+        # one classifier at a time is loaded, and what else is done in threads does not wait for it
+        self.loading = ThreadPoolExecutor(1, thread_name_prefix="fenlei-add")
 
     @property
     def models(self) -> Models:
@@ -124,6 +129,7 @@ class Service:
             self._batcher = None
         if self._models is not None:
             self._models.close()
+        self.loading.shutdown(wait=False, cancel_futures=True)
         return done
 
     def enter(self) -> None:
@@ -142,6 +148,13 @@ class Service:
         self.in_flight -= 1
         if self.in_flight == 0:
             self._idle.set()
+
+    def works(self) -> bool:
+        """Whether the model does; where it has failed, it is tried again for the next time that somebody asks."""
+        if self._batcher is None or self._batcher.soundness.good:
+            return True
+        self._batcher.soundness.look_again()
+        return False
 
     def load(self) -> dict[str, Any]:
         """How busy the batcher is."""
@@ -178,8 +191,9 @@ class Service:
         if len(rows[0].text) > MOST_EXPLAINED_CHARS:
             message = f"the text has {len(rows[0].text)} characters; with explain at most {MOST_EXPLAINED_CHARS}"
             raise ApiError(422, "text_too_long", message, param="text")
-        variants, outcome = await _unless_gone(request, self._explain(served, rows[0], names, asked.how))
-        explanation = variants.explanation(outcome.predictions)
+        outcome = await _unless_gone(request, self._score(served, rows, names, {**asked.how, "explain": True}))
+        assert outcome.variants is not None, "they were asked for"
+        explanation = outcome.variants.explanation(outcome.predictions)
         return self._counted(Answered(served, [explanation.prediction], *_figures(outcome), explanation))
 
     def _checked(self, asked: Asked) -> tuple[Served, list[Example], tuple[str, ...] | None]:
@@ -206,16 +220,6 @@ class Service:
     ) -> Outcome:
         with _told():
             return await self._working().classify(served, rows, candidates=names, **how)
-
-    async def _explain(
-        self, served: Served, row: Example, names: tuple[str, ...] | None, how: dict[str, Any]
-    ) -> tuple[Variants, Outcome]:
-        from fenlei.inference.explain import leave_out
-
-        with _told():
-            encoder = served.classifier.predictor.encoder
-            variants = await self._working().in_encoding_thread(leave_out, encoder, row, names)
-        return variants, await self._score(served, variants.rows, names, how)
 
     def _working(self) -> Batcher:
         if self._batcher is None:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fenlei.config_parts import Part
 from fenlei.errors import ConfigError
@@ -21,6 +21,8 @@ class Limits(Part):
 
     max_body_bytes: int = Field(default=2_000_000, ge=1_000)
     """Most bytes of a request body; counted while it arrives, before any of it is parsed."""
+    max_held_bytes: int = Field(default=64_000_000, ge=1_000)
+    """Most bytes of request bodies in memory, of all requests together; further ones get 429."""
     max_texts: int = Field(default=256, ge=1)
     """Most texts in one request."""
     max_text_chars: int = Field(default=1_000_000, ge=1)
@@ -65,6 +67,12 @@ class ServeSettings(Part):
     limits: Limits = Limits()
     """What a request may cost."""
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        """An IPv6 address as it stands in a URL is that address."""
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
     @model_validator(mode="after")
     def _hosts_are_names(self) -> ServeSettings:
         for name in self.allowed_hosts:
@@ -78,7 +86,7 @@ class ServeSettings(Part):
         if self.host.lower() == "localhost":
             return True
         try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
 

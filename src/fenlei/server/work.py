@@ -45,7 +45,11 @@ class Job:
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens = sum(self.costs)
+        self.expect(self.costs)
+
+    def expect(self, costs: list[int]) -> None:
+        """What its rows cost; not while it stands in a line."""
+        self.costs, self.tokens = costs, sum(costs)
 
     @property
     def texts(self) -> int:
@@ -137,7 +141,8 @@ class WaitingLine:
             return False
         lane.count(job, -1)
         lane.coming.remove(job)
-        job.costs, job.tokens, job.group = costs, sum(costs), group
+        job.expect(costs)
+        job.group = group
         lane.jobs.append(job)
         lane.count(job, +1)
         return True
@@ -166,9 +171,10 @@ class WaitingLine:
         """Their tokens."""
         return sum(lane.tokens for lane in self._lanes.values())
 
-    def has(self, lane: Hashable) -> bool:
-        """Whether requests wait for a classifier."""
-        return lane in self._lanes
+    def has(self, key: Hashable, group: Hashable = None) -> bool:
+        """Whether requests wait for a classifier; with a group, whether tokenized ones of that group do."""
+        lane = self._lanes.get(key)
+        return lane is not None and (group is None or any(job.group == group for job in lane.jobs))
 
     def ahead(self, key: Hashable, budget: int, tokens: int) -> int:
         """Tokens that others are given before a request of so many tokens that comes now is done."""
