@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fenlei.server import app as app_module
 from fenlei.server import body as body_module
 from fenlei.server.body import is_deeper, parse_json
 from fenlei.server.errors import ApiError
@@ -117,6 +118,44 @@ def test_wrong_values(client, route, values, words):
     assert words in answer.json()["error"]["message"]
 
 
+USER = {"role": "user", "content": "a"}
+KEYS = {f"{n}": 1 for n in range(30_000)}
+
+
+@pytest.mark.parametrize(
+    ("route", "values"),
+    [
+        (CLASSIFY, {"texts": [1] * 100_000}),
+        (CLASSIFY, {"text": "a", "candidates": [1] * 10_000}),
+        (CLASSIFY, {"text": "a", **KEYS}),
+        (CHAT, {"messages": [1] * 10_000}),
+        (CHAT, {"messages": [{**USER, "content": [1] * 100_000}]}),
+        (CHAT, {"messages": [USER], "modalities": [1] * 100_000}),
+        (CHAT, {"messages": [USER], "response_format": KEYS}),
+        (TEXTS, {"prompt": [1] * 100_000}),
+        (TEXTS, {"prompt": "a", **KEYS}),
+    ],
+    ids=range(9),
+)
+def test_one_error_stands_for_all(client, monkeypatch, route, values):
+    """Errors take far more memory and time than what they are about, and the event loop's time at that."""
+    seen = []
+    tell = app_module.invalid_request
+    monkeypatch.setattr(app_module, "invalid_request", lambda errors: seen.append(len(errors)) or tell(errors))
+    answer = client.post(route, json=values)
+    assert (answer.status_code, said(answer)) == (422, "invalid_request")
+    assert seen[0] <= 2, "a field may be one thing or another"
+
+
+@pytest.mark.parametrize("item", ["[]", '{"":1}'])
+def test_too_many_small_things(client, item):
+    content = b'{"text": "a", "model": [' + ",".join([item] * 100_001).encode() + b"]}"
+    answer = client.post(CLASSIFY, content=content, headers=JSON)
+    assert (answer.status_code, said(answer)) == (422, "json_too_large")
+    brackets = json.dumps({"text": "[{" * 100_001})
+    assert client.post(CLASSIFY, content=brackets, headers=JSON).status_code == 200, "negative control: a text"
+
+
 @pytest.mark.parametrize("route", [CLASSIFY, CHAT, TEXTS])
 def test_unknown_model(client, route):
     values = {CLASSIFY: {"text": "a"}, CHAT: {"messages": [{"role": "user", "content": "a"}]}, TEXTS: {"prompt": "a"}}
@@ -153,10 +192,20 @@ def test_compressed_bodies_are_not_unpacked(client):
     assert (answer.status_code, said(answer)) == (415, "unsupported_content_encoding")
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/health/live", "/health/ready", "/metrics", "/v1/models"])
+def test_head_is_get_without_a_body(client, path):
+    answer, full = client.head(path), client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"] == full.headers["Content-Type"]
+    assert int(answer.headers["Content-Length"]) > 0
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/v1/nothing", 404),
+        ("HEAD", "/v1/nothing", 404),
+        ("HEAD", "/v1/classify", 405),
         ("GET", "/v1/classify", 405),
         ("PUT", "/v1/classify", 405),
         ("OPTIONS", "/v1/classify", 405),
@@ -173,7 +222,8 @@ def test_compressed_bodies_are_not_unpacked(client):
 def test_routes_that_are_not_there(client, method, path, status):
     answer = client.request(method, path)
     assert answer.status_code == status
-    said(answer)
+    if method != "HEAD":
+        said(answer)
     assert len(answer.text) < 600
     if status == 405:
         assert answer.headers["Allow"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 import traceback
@@ -26,6 +28,8 @@ _BELOW = {
     "/assets/": "/assets/{name}",
 }
 _METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
+# how long the rest of a body is read of which nobody wants to know
+_LINGER_SECONDS = 2.0
 # what is asked of the classifiers waits until they are there
 _GATED = "/v1/"
 
@@ -55,19 +59,33 @@ class Envelope:
             return
         start = scope.setdefault("state", {})["started"] = time.monotonic()
         status = 0
+        unread = True
+        # what is there for GET is there for HEAD; uvicorn leaves the body out
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+        async def receiving() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _with_headers(message.get("headers", ()))}
+                last = self._service.phase == "draining" or scope["state"].get("last", False)
+                if last and unread:
+                    await _drop(receiving)
+                message = {**message, "headers": _with_headers(message.get("headers", ()), last)}
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(inner, receiving, sending)
         except ApiError as error:
             await self.refuse(error, scope, receive, sending)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # libraries in Rust panic with what is no Exception
             _log(error)
             if not status:
                 failed = ApiError(500, "internal_error", "this is a fault of the server; its log says more")
@@ -113,13 +131,24 @@ class Gate:
             self._service.leave()
 
 
-def _with_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _with_headers(headers: Iterable[tuple[bytes, bytes]], last: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer with those of every answer; after the ``last`` one the connection is closed."""
     found = list(headers)
     there = {name.lower() for name, _ in found}
-    more = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
-    return found + [
-        (name.lower().encode(), value.encode()) for name, value in more.items() if name.lower().encode() not in there
-    ]
+    more = {**SECURITY_HEADERS, "Cache-Control": "no-store", **({"Connection": "close"} if last else {})}
+    encoded = ((name.lower().encode(), value.encode()) for name, value in more.items())
+    return found + [(name, value) for name, value in encoded if name not in there]
+
+
+async def _drop(receive: Receive) -> None:
+    """Reads what is left of a body: a client that is cut off in the middle of it would lose the answer."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_rest(receive), _LINGER_SECONDS)
+
+
+async def _rest(receive: Receive) -> None:
+    while (await receive()).get("more_body", False):
+        pass
 
 
 def _log(error: BaseException) -> None:

@@ -20,9 +20,9 @@ _WHAT = {
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "A field is wrong, or a limit is exceeded.",
-    429: "The queue is full, or the request waited too long in it.",
+    429: "The queue is full, the request waited too long in it, or too many bodies are in memory.",
     500: "A fault of the server.",
-    503: "The classifiers are being loaded, or the server is shutting down.",
+    503: "The classifiers are being loaded, the server is shutting down, or the model failed.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
 

@@ -9,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
 # where a field may be left out but not be null
 _ABSENT: Any = None
+# more fields than there are: one error says so, instead of one for each
+_MORE_FIELDS = 100
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Candidates = Annotated[list[Label], Field(min_length=1, max_length=10_000)]
+# every list says no at its first wrong item: an error takes far more memory than what it is about
+Candidates = Annotated[list[Label], Field(min_length=1, max_length=10_000, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 Threshold = Annotated[float, Field(ge=-1000.0, le=1.0)]
 
 
@@ -20,6 +24,13 @@ class Body(BaseModel):
     """Something that is sent to the server: no value is turned into another type, no field is made up."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, values: Any) -> Any:
+        if isinstance(values, dict) and len(values) > len(cls.model_fields) + _MORE_FIELDS:
+            raise ValueError(f"{len(values)} fields; there are only {len(cls.model_fields)}")
+        return values
 
 
 class Answer(BaseModel):
@@ -43,7 +54,7 @@ class ClassifyRequest(Body):
 
     text: str = Field(default=_ABSENT, json_schema_extra=_without_default)
     """One text."""
-    texts: list[str] = Field(default=_ABSENT, min_length=1, json_schema_extra=_without_default)
+    texts: Texts = Field(default=_ABSENT, json_schema_extra=_without_default)
     """Several texts; answered in their order."""
     model: ModelName | None = None
     """Name of the classifier; the first one when left out."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fenlei.server.schemas import Answer, Body, Candidates, ModelName, Threshold
+from fenlei.server.schemas import Answer, Body, Candidates, ModelName, Texts, Threshold
 
 _IGNORED = "Accepted and ignored: a classifier's answer is one of its labels."
 
@@ -26,7 +26,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:
@@ -78,10 +78,8 @@ class Common(Body):
     user: Any = _ignored()
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Body):
     """The form of the answer; only `text`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     type: Literal["text"]
 
@@ -89,7 +87,7 @@ class ResponseFormat(BaseModel):
 class ChatRequest(Common):
     """A conversation; the text of its last user message is classified."""
 
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    messages: list[Message] = Field(min_length=1, max_length=10_000, fail_fast=True)
     """The conversation. All but the last user message is ignored: the classifier brings its own prompt."""
     logprobs: bool | None = None
     """Whether the answer says the log-probability of its label."""
@@ -97,7 +95,7 @@ class ChatRequest(Common):
     """With `logprobs`: also those of so many most probable labels."""
     response_format: ResponseFormat | None = None
     """Only `{"type": "text"}`."""
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     """Only `["text"]`."""
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     """Only an empty list: a classifier calls no tools."""
@@ -118,7 +116,7 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """Texts to classify; each becomes a choice."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: str | Texts
     """A text, or several."""
     logprobs: int | None = Field(default=None, ge=0, le=10_000)
     """The log-probabilities of so many most probable labels."""
