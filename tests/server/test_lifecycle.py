@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,9 @@ import pytest
 from fenlei.server.service import Service
 from tests.cli.test_commands import fenlei  # noqa: F401  a fixture
 from tests.server.client import opened, said, service_of
-from tests.server.process import Server, until
+from tests.server.fake import POISON, fake_models, predictor_of
+from tests.server.process import Server, receive, until
+from tests.server.test_socket_limits import unread
 
 CLASSIFY = "/v1/classify"
 IN_FLIGHT = "fenlei_in_flight_requests"
@@ -74,6 +78,7 @@ def test_none_of_fifty_is_lost(hold, number):
         assert live.status_code == 200
         assert (new.status_code, new.json()["error"]["code"]) == (503, "draining")
         assert int(new.headers["Retry-After"]) >= 1
+        assert new.headers["Connection"] == "close", "whoever has more to ask goes elsewhere"
         with server.client() as other:  # also on a new connection
             assert other.get("/v1/models").status_code == 503
         hold.unlink()
@@ -105,9 +110,29 @@ def test_time_runs_out(hold):
         server.signal()
         assert server.wait() == 128 + signal.SIGTERM
         clients.join()
-        answered = [a for a in clients.answers if isinstance(a, httpx.Response)]
-        assert all(a.status_code == 503 for a in answered)
+        assert [getattr(a, "status_code", a) for a in clients.answers] == [503] * 3
         assert "time ran out" in server.text
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_answers_on_their_way_arrive(hold, reads):
+    """A slow client gets all of what it is sent; and where there is no time for that, the exit code says so."""
+    seconds = 60 if reads else 1.2
+    with Server(["news", "--drain-seconds", seconds], hold=hold) as server, unread(server) as connection:
+        begun = connection.recv(1)
+        server.signal()
+        server.wait_for("shutting down")
+        if reads:
+            time.sleep(2.0)  # longer than what is left for those who get no answer
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            answers = begun + receive(connection)
+            assert answers
+            while answers:
+                head, _, rest = answers.partition(b"\r\n\r\n")
+                length = int(re.search(rb"content-length: (\d+)", head)[1])
+                assert len(rest) >= length
+                answers = rest[length:]
+        assert server.wait() == (0 if reads else 128 + signal.SIGTERM), server.text
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -163,6 +188,7 @@ class TestGate:
             for path in ("/health/live", "/metrics", "/", "/docs", "/openapi.json"):
                 assert client.get(path).status_code == 200
             assert client.get("/health/ready").status_code == 503
+            assert answer.headers.get("Connection") == ("close" if phase == "draining" else None)
 
     def test_without_it(self, monkeypatch):
         monkeypatch.setattr(Service, "enter", lambda self: setattr(self, "in_flight", self.in_flight + 1))
@@ -170,6 +196,41 @@ class TestGate:
             service_of(client).phase = "draining"
             assert client.post(CLASSIFY, json={"text": "a"}).status_code == 200
             service_of(client).phase = "ready"
+
+
+class TestDeadModel:
+    """After some errors of a GPU every pass fails until the process is new: no probe may call that ready."""
+
+    def test_not_ready_until_it_works_again(self):
+        models = fake_models()
+        predictor = predictor_of(models)
+        with opened(models) as client:
+            predictor.broken = True
+            for _ in range(3):
+                assert client.get("/health/ready").status_code == 200
+                answer = client.post(CLASSIFY, json={"text": "a"})
+                assert (answer.status_code, said(answer)) == (503, "model_failed")
+            until(lambda: client.get("/health/ready").status_code == 503, "it is not ready any more")
+            assert said(client.get("/health/ready")) == "model_failed"
+            assert client.get("/health/live").status_code == 200
+            predictor.broken = False
+            until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
+
+    def test_an_answer_says_so_too(self):
+        models = fake_models()
+        predictor_of(models).warm = None  # nothing comes of looking
+        with opened(models) as client:
+            service_of(client)._batcher.soundness.good = False
+            assert client.get("/health/ready").status_code == 503
+            assert client.post(CLASSIFY, json={"text": "a"}).status_code == 200
+            until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
+
+    def test_texts_at_fault_are_not_the_model_s(self):
+        """Negative control: nobody can take the server out by texts that it fails on."""
+        with opened() as client:
+            for _ in range(7):
+                assert client.post(CLASSIFY, json={"text": POISON}).status_code == 503
+                assert client.get("/health/ready").status_code == 200
 
 
 class TestStart:

@@ -213,6 +213,74 @@ def test_too_many_connections(server):
     until(lambda: still_answers(server), "there is room again")
 
 
+class TestAllPlacesTaken:
+    """Who watches a busy server is not to take it for a dead one; and a connection that idles makes room."""
+
+    @pytest.fixture(scope="class")
+    def small(self, tmp_path_factory):
+        with Server(["news", "--max-connections", 3], hold=tmp_path_factory.mktemp("hold") / "hold") as found:
+            yield found
+
+    @pytest.fixture
+    def taken(self, small):
+        until(lambda: still_answers(small), "earlier connections are gone")
+        found = [small.connect() for _ in range(3)]
+        yield found
+        for connection in found:
+            connection.close()
+
+    @pytest.mark.parametrize("path", [b"/health/live", b"/health/ready", b"/metrics", b"/metrics?a=b"])
+    def test_how_it_is(self, small, taken, path):
+        for pieces in ([path], [path[:3], path[3:]]):
+            with small.connect() as connection:
+                connection.sendall(b"GET " + pieces[0])
+                connection.sendall(b"".join(pieces[1:]) + b" HTTP/1.1\r\nHost: localhost\r\n")
+                connection.sendall(b"\r\n" + WHOLE)
+                answer = receive(connection)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            assert b"connection: close" in answer.lower()
+            assert answer.count(b"HTTP/1.1 ") == 1, "and nothing else"
+
+    @pytest.mark.parametrize(
+        "sent",
+        [WHOLE, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health/live/ HTTP/1.1\r\n", b"x" * 300],
+        ids=range(4),
+    )
+    def test_nothing_else(self, small, taken, sent):
+        with small.connect() as connection:
+            connection.sendall(sent)
+            assert code_of(receive(connection)) == (503, "too_many_connections")
+
+    def test_one_has_gone_meanwhile(self, small, taken):
+        with small.connect() as connection:
+            for other in taken[:2]:
+                other.close()
+            until(lambda: still_answers(small), "there is room")
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+
+    def test_one_that_idles_makes_room(self, small, taken):
+        for connection in taken:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+        time.sleep(1.2)
+        with small.connect() as connection:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+        assert receive(taken[0]) == b"", "the one that has idled longest"
+
+
+def test_head_has_no_body(server):
+    with server.connect() as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, body = receive(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"content-length: " in head.lower()
+    assert body == b""
+
+
 @pytest.mark.parametrize(
     "sent",
     [

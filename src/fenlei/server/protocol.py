@@ -2,12 +2,16 @@
 
 uvicorn waits without end for a request's head, for the rest of a body that nobody reads, and for a client that does
 not take its answer; and it answers what is no HTTP in plain text.
+
+Where all connections are taken, the one that has idled longest makes room. Where none idles, a new one may ask how the
+server is, and nothing else: who watches a busy server is not to take it for a dead one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +26,10 @@ from fenlei.server.service import Service
 # would lose the answer that says why
 _LINGER_SECONDS = 2.0
 _RETRY_AFTER = 1.0
+# a client that has just been answered may be about to ask the next thing
+_IDLE_SECONDS = 1.0
+_PROBE = re.compile(rb"(GET|HEAD) /(health/live|health/ready|metrics)(\?[^ ]*)? HTTP/1\.[01]\r?\n")
+_LONGEST_PROBE = 200
 
 
 def protocol_for(service: Service) -> type[LimitedProtocol]:
@@ -43,16 +51,30 @@ class LimitedProtocol(H11Protocol):
         self._limits = self.service.settings.limits
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._refused = False
+        self._unsure: bytes | None = None  # of a connection too many: what it has sent, as long as that says too little
+        self._one_too_many = False
+        self._idle_since: float | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes one of the places that there are for connections."""
+        return not (self._refused or self._one_too_many or self.transport.is_closing())
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the client has not taken all of its answers yet."""
+        return self.transport.get_write_buffer_size() > 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Counts the connection; its first request has to come soon."""
+        """Finds a place for the connection; its first request has to come soon."""
         super().connection_made(transport)
-        most = self._limits.max_connections
-        if len(self.connections) > most:
-            message = f"more than {most} connections; try again later"
-            self._refuse(ApiError(503, "too_many_connections", message, retry_after=_RETRY_AFTER))
-        else:
-            self._arm("head", self._limits.head_seconds)
+        if len(self.connections) > 2 * self._limits.max_connections:
+            self._refuse(self._too_many())
+            return
+        self._arm("head", self._limits.head_seconds)
+        if self._taken() > self._limits.max_connections and not self._close_an_idle_one():
+            self._one_too_many, self._unsure = True, b""
+            self.app_state = {**self.app_state, "last": True}
 
     def connection_lost(self, exc: Exception | None) -> None:
         """No timer outlives the connection."""
@@ -64,6 +86,12 @@ class LimitedProtocol(H11Protocol):
         """Bytes of a request."""
         if self._refused or self.transport.is_closing():
             return
+        if self._unsure is not None:
+            data = self._unsure = self._unsure + data
+            if not self._may_ask(data):
+                return
+            self._unsure = None
+        self._idle_since = None
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._disarm("head")
@@ -80,6 +108,7 @@ class LimitedProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:
             self._arm("linger", _LINGER_SECONDS)
         elif self.conn.their_state is h11.IDLE:
+            self._idle_since = self.loop.time()
             self._arm("head", self._limits.head_seconds)
 
     def pause_writing(self) -> None:
@@ -95,6 +124,35 @@ class LimitedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP: nothing is known of it, and nothing of it is told."""
         self._refuse(ApiError(400, "invalid_http", "this is not HTTP/1.1 as the server understands it"))
+
+    def _taken(self) -> int:
+        return sum(connection.counts for connection in self.connections)  # type: ignore[union-attr]
+
+    def _close_an_idle_one(self) -> bool:
+        latest = self.loop.time() - _IDLE_SECONDS
+        idle = [(c._idle_since, c) for c in self.connections if isinstance(c, LimitedProtocol) and c._idle_since]
+        longest = min(idle, key=lambda entry: entry[0], default=None)
+        if longest is None or longest[0] > latest:
+            return False
+        longest[1]._idle_since = None
+        longest[1].timeout_keep_alive_handler()
+        return True
+
+    def _may_ask(self, begun: bytes) -> bool:
+        """Whether a request may go on that begins like this, on a connection too many; if it may not, it is told."""
+        if self._taken() < self._limits.max_connections:  # another one has gone
+            self._one_too_many = False
+            self.app_state = {**self.app_state, "last": False}
+            return True
+        if _PROBE.match(begun):
+            return True
+        if b"\n" in begun or len(begun) > _LONGEST_PROBE:
+            self._refuse(self._too_many())
+        return False
+
+    def _too_many(self) -> ApiError:
+        message = f"more than {self._limits.max_connections} connections; try again later"
+        return ApiError(503, "too_many_connections", message, retry_after=_RETRY_AFTER)
 
     def _arm(self, name: str, seconds: float) -> None:
         ends = {"head": self._head_is_late, "linger": self.transport.close, "send": self.transport.abort}

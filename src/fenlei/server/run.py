@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,15 @@ from fenlei.server.app import create_app
 from fenlei.server.batcher import BatchLimits
 from fenlei.server.logs import note_loop_error, set_up_logging
 from fenlei.server.models import Models
-from fenlei.server.protocol import protocol_for
+from fenlei.server.protocol import LimitedProtocol, protocol_for
 from fenlei.server.service import Service
 from fenlei.server.settings import ServeSettings
 
 _log = logging.getLogger("fenlei.server")
 _KEEP_ALIVE_SECONDS = 5
-# of the time to drain: for answers to reach their clients after the last one is made
+# of the time to drain, and not more than a quarter of it: for telling those who get no answer any more
 _CLOSING_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
 Runs = Sequence[tuple[str | None, Path]]
 
 
@@ -73,7 +75,7 @@ def serve(
         proxy_headers=False,  # who may be believed about an address is the proxy's business
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(_CLOSING_SECONDS),
+        timeout_graceful_shutdown=_closing_seconds(settings),  # type: ignore[arg-type]  # it takes any number
     )
 
     def load() -> Models:
@@ -159,10 +161,24 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         seconds = self._service.settings.limits.drain_seconds
         _log.info("shutting down: %d requests to finish, %g seconds at most", self._service.in_flight, seconds)
+        end = time.monotonic() + seconds - _closing_seconds(self._service.settings)
         try:
-            self._drained = await self._service.close(max(0.0, seconds - _CLOSING_SECONDS))
+            done = await self._service.close(end - time.monotonic())
+            self._drained = await self._sent(end) and done
         finally:
             self.should_exit = True
+
+    async def _sent(self, end: float) -> bool:
+        """Waits until clients have taken their answers, which a process that ends would cut off."""
+        while any(isinstance(c, LimitedProtocol) and c.unsent for c in self.server_state.connections):
+            if time.monotonic() >= end:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
+
+
+def _closing_seconds(settings: ServeSettings) -> float:
+    return min(_CLOSING_SECONDS, settings.limits.drain_seconds / 4)
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:
