@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
 from fenlei.errors import ConfigError
-from fenlei.server import security
+from fenlei.server import run, security
 from fenlei.server.errors import ApiError
 from fenlei.server.routes_admin import inside
 from fenlei.server.security import SECURITY_HEADERS
 from fenlei.server.settings import ServeSettings
 from tests.server.client import opened, said
+from tests.server.fake_models import Panic
 
 KEY, OTHER = "k" * 20 + "-one", "k" * 20 + "-two"
 CLASSIFY, BODY = "/v1/classify", {"text": "好"}
@@ -58,6 +60,20 @@ class TestHost:
             for host, status in (("10.0.0.7:8000", 200), ("localhost", 200), ("evil.example", 403)):
                 assert client.get("/v1/models", headers={"Host": host, **bearer(KEY)}).status_code == status
 
+    @pytest.mark.parametrize(
+        ("listens", "host"), [("127.0.0.2", "127.0.0.2:8000"), ("[::1]", "[::1]:8000"), ("::1", "[::1]")]
+    )
+    def test_the_address_that_it_listens_on(self, listens, host):
+        with opened(host=listens) as client:
+            for name, status in ((host, 200), ("localhost", 200), ("127.0.0.3", 403)):
+                assert client.post(CLASSIFY, json=BODY, headers={"Host": name}).status_code == status
+
+    @pytest.mark.parametrize("host", ["", "localhost@evil.example", "evil.example/"])
+    def test_no_name_is_no_name_of_all_addresses(self, host):
+        with opened(host="", no_auth=True) as client:
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 403
+            assert client.get("/v1/models", headers={"Host": "10.0.0.7"}).status_code == 200
+
     def test_without_the_guard(self):
         with opened(allowed_hosts=("*",)) as client:
             assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 200
@@ -71,7 +87,7 @@ class TestOrigin:
             ("http://localhost:8000", "localhost:8000"),
             ("http://localhost", "localhost:80"),
             ("https://localhost", "localhost"),  # behind a proxy that speaks TLS
-            ("https://localhost:8443", "localhost:8443"),
+            ("https://localhost:8443", "localhost:8443"),  # whose port is passed on, too: $http_host of nginx
         ],
     )
     def test_own_pages(self, origin, host):
@@ -166,6 +182,20 @@ class TestAddress:
     def test_this_machine_needs_no_key(self, host):
         ServeSettings(host=host).check()
 
+    @pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "::1"])
+    def test_it_is_listened_on(self, host):
+        settings = ServeSettings(host=host, port=0)
+        try:
+            with socket.create_server((settings.host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+                pass
+        except OSError as error:
+            pytest.skip(f"this machine has no {host}: {error}")
+        with run._listen(settings) as listener:
+            port = listener.getsockname()[1]
+            assert run._url(settings, listener) == f"http://{'[::1]' if ':' in host else host}:{port}"
+            listener.listen()
+            socket.create_connection((settings.host, port)).close()
+
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "models.example", "127.0.0.1.evil.example"])
     def test_others_need_a_key_or_a_word(self, host, key_file):
         with pytest.raises(ConfigError, match="--api-key-file"):
@@ -201,12 +231,13 @@ class TestHeaders:
             assert "server" not in answer.headers
             assert "access-control-allow-origin" not in answer.headers
 
-    def test_of_a_failure(self, monkeypatch):
+    @pytest.mark.parametrize("kind", [RuntimeError, Panic])
+    def test_of_a_failure(self, monkeypatch, kind):
         """Negative control of the routes' own care: a fault in one of them is a 500 that tells nothing."""
         from fenlei.server import routes_models
 
         def fail(_served):
-            raise RuntimeError("canary")
+            raise kind("canary")
 
         monkeypatch.setattr(routes_models, "describe_model", fail)
         with opened() as client:

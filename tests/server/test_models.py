@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import threading
 import weakref
@@ -211,8 +212,10 @@ class TestNames:
     def test_a_taken_name(self, models, mood_folder):
         with pytest.raises(ConfigError, match="'news' is taken"):
             models.add("news", mood_folder)
-        with pytest.raises(ConfigError, match=r"the name 'x' is taken by .*give it another one: NAME="):
-            opened(("x", mood_folder), ("x", mood_folder))
+        first, second = mood_folder.parent / "first", mood_folder.parent / "second"
+        message = f"{second}: the name 'x' is taken by {first}; give it another one: NAME={second}"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            opened(("x", first), ("x", second))
 
     def test_names_from_folders(self, tmp_path):
         run = tmp_path / "my run"

@@ -89,9 +89,10 @@ class Models:
         named = [(default_name(path) if name is None else name, Path(path)) for name, path in runs]
         for number, (name, path) in enumerate(named):
             _check_name(name)
-            if name in dict(named[:number]):
+            before = dict(named[:number])
+            if name in before:
                 raise ConfigError(
-                    f"{path}: the name {name!r} is taken by {dict(named)[name]}; give it another one: NAME={path}"
+                    f"{path}: the name {name!r} is taken by {before[name]}; give it another one: NAME={path}"
                 )
         self = cls(_shared_base(named[0][1], model, overrides), model, overrides)
         try:

@@ -48,8 +48,10 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServeSettings, keys: Sequence[str]) -> None:
         self._app = app
         self._names = {name.lower().strip("[]") for name in settings.allowed_hosts}
-        self._names |= {*LOOPBACK_NAMES} if settings.is_local else {settings.host.lower().strip("[]")}
-        self._any_address = settings.host.strip("[]") in _WILDCARDS
+        self._names |= {*LOOPBACK_NAMES} if settings.is_local else set()
+        self._any_address = settings.host in _WILDCARDS
+        if not self._any_address:
+            self._names.add(settings.host.lower())
         self._digests = tuple(_digest(key) for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
