@@ -40,6 +40,8 @@ _MOST_AT_THE_END = 128
 # work for the requests in flight at SIGTERM
 _END_SECONDS = 6.0
 _PROBED = 64
+# one request at a time takes long: it gets every so many-th text of a round
+_FEWER = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -153,7 +155,7 @@ class _Bench:
                         child.say("step")
                         found[name] = count / child.hear()["seconds"]
                     else:
-                        few = portion if name == "serve" else portion[: max(1, count // 8)]
+                        few = portion if name == "serve" else portion[::_FEWER]
                         found[name] = asyncio.run(self._closed(server, few, args.in_flight if name == "serve" else 1))
                 _say(f"  round {number}: " + ", ".join(f"{name} {rate:.3g} texts/s" for name, rate in found.items()))
                 if number:
@@ -193,11 +195,12 @@ class _Bench:
         rate = multiple * self.result["capacity"] / self.args.texts_a_request
         _say(f"{multiple:g} x the capacity: {rate:.3g} requests/s for {self.args.seconds:g} s")
         levels = self.result.setdefault("levels", [])
-        calm = levels[0]["latency"]["p50"] if levels and levels[0]["latency"] and multiple > 1 else None
+        calm = _calm(levels) if multiple > 1 else None
         cpu = time.process_time()
         with Watch(server) as watch:
             answers, recovered = asyncio.run(self._open(server, rate, self.args.seconds, calm))
-        level = {"multiple": multiple, **summarize(answers, self.args.seconds), "recovered": recovered}
+        recovery = None if calm is None else {"seconds": recovered, "patience": self.args.patience}
+        level = {"multiple": multiple, **summarize(answers, self.args.seconds), "recovery": recovery}
         level |= _taken(watch, time.process_time() - cpu)
         levels.append(level)
         _say(f"  {level['accepted']} of {level['sent']} accepted, {level['latency']}, {level['statuses']}")
@@ -277,6 +280,12 @@ class _Bench:
 
     def _keep(self) -> None:
         write_json(self.args.json, self.result)
+
+
+def _calm(levels: Sequence[dict[str, Any]]) -> float | None:
+    """The median latency at the lowest load so far at which the server can keep up; None: there was none."""
+    low = [level for level in levels if level["multiple"] <= 1 and level["latency"]]
+    return min(low, key=lambda level: level["multiple"])["latency"]["p50"] if low else None
 
 
 def _taken(watch: Watch, client_cpu: float) -> dict[str, float]:

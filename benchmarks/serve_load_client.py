@@ -80,9 +80,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         transport = Spread() if self._transport is None else self._transport
-        self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=self._patience, trust_env=False, transport=transport
-        )
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=self._patience, trust_env=False, transport=transport)
         self._begin = time.perf_counter()
         return self
 
@@ -140,7 +138,7 @@ class Client:
 
         Returns:
             The answers, and, with ``calm``, how long after the last arrival a new request first got an answer within
-            three times that.
+            three times that; None: none did while patience lasted.
         """
         begin = self.now()
         due, tasks = begin, []
@@ -167,14 +165,14 @@ class Client:
         values = (line.rpartition(" ")[2] for line in text.split("\n") if line.split(" ")[0] == name)
         return float(next(values, 0.0))
 
-    async def _recovered(self, calm: float) -> float:
+    async def _recovered(self, calm: float) -> float | None:
         begin = self.now()
         while self.now() - begin < self._patience:
             answer = await self.ask()
             if answer.good and answer.seconds <= 3 * calm:
-                break
+                return self.now() - begin
             await asyncio.sleep(_PROBE_PAUSE)
-        return self.now() - begin
+        return None
 
     def _take(self) -> list[str]:
         found = [self._texts[(self._next + i) % len(self._texts)] for i in range(self.size)]

@@ -14,7 +14,10 @@ from serve_load_client import Answer
 _BLOCKS = 30
 # of the beginning of a soak: buffers and caches fill
 _SETTLING = 0.2
-_FLAT = 0.01  # of the memory, an hour
+_FLAT = 0.01  # of the memory, an hour; and of the memory, from the first blocks to the last ones
+_EDGE = 3  # blocks at the beginning, and at the end
+# of the memory: how far it may rise above its beginning at any moment; buffers come and go
+_RISE = 0.05
 
 
 def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "refusal_latency": quantiles([a.seconds for a in answers if a.status in (429, 503)]),
         "retry_after": quantiles([a.retry_after for a in answers if a.retry_after is not None]),
         "client_late": quantiles(late),
-        "server_errors": sum(a.status >= 500 for a in answers),
+        "unavailable": sum(a.status == 503 for a in answers),
+        "server_errors": sum(a.status >= 500 and a.status != 503 for a in answers),
         "without_answer": sum(a.status == 0 for a in answers),
     }
 
@@ -58,10 +62,12 @@ def quantiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def flatness(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Whether memory stays what it is: its slope with a 95 % bound.
+    """Whether memory stays what it is: its slope with a 95 % bound, where it ends, and how high it rises.
 
     The beginning is left out. Samples a second apart are nearly the same measurement, so the slope is taken over
-    means of blocks (Theil-Sen, which a few outliers do not move), and its bound is that of the blocks.
+    means of blocks (Theil-Sen, which a few outliers do not move), and its bound is that of the blocks. Growth late in
+    a soak is few blocks too, so it is also asked how far the last ones are above the first ones, and how far the
+    largest sample is above the largest one of the first blocks.
 
     Args:
         samples: (seconds, bytes).
@@ -79,16 +85,24 @@ def flatness(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
     slope, _, low, high = theilslopes(sizes, times, alpha=0.95)
     size = statistics.fmean(sizes)
     an_hour = {"slope": 3600 * float(slope), "low": 3600 * float(low), "high": 3600 * float(high)}
-    if an_hour["high"] <= _FLAT * size:
-        verdict = "flat"
-    elif an_hour["low"] <= _FLAT * size:
+    first, last = statistics.fmean(sizes[:_EDGE]), statistics.fmean(sizes[-_EDGE:])
+    largest, largest_first = (max(size for _, size in part) for part in (kept, kept[: cuts[_EDGE]]))
+    if an_hour["low"] > _FLAT * size:
+        verdict = "grows"
+    elif last - first > _FLAT * first:
+        verdict = "not flat: larger at the end"
+    elif largest - largest_first > _RISE * first:
+        verdict = "not flat: much larger for a time"
+    elif an_hour["high"] > _FLAT * size:
         verdict = "not known: it may grow, soak longer"
     else:
-        verdict = "grows"
+        verdict = "flat"
     return {
         "samples": len(kept),
         "bytes": size,
-        "largest": max(size for _, size in kept),
+        "first": first,
+        "last": last,
+        "largest": largest,
         "bytes_per_hour": an_hour,
         "verdict": verdict,
     }
@@ -133,31 +147,38 @@ def _rates(result: dict[str, Any]) -> list[str]:
 def _levels(result: dict[str, Any]) -> list[str]:
     if not result.get("levels"):
         return []
+    predict = result["rates"]["predict"] if "rates" in result else None
     lines = [
-        "| load | requests/s | sent | accepted | texts/s | p50 s | p95 s | p99 s | statuses | server RSS, GB |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
+        "| load | requests/s | sent | accepted | texts/s | of `fenlei predict` | p50 s | p95 s | p99 s | statuses "
+        "| server RSS, GB |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
     ]
     for level in result["levels"]:
         latency = level["latency"] or dict.fromkeys(("p50", "p95", "p99"), math.nan)
         statuses = ", ".join(f"{count} x {name}" for name, count in level["statuses"].items())
+        of_predict = "" if predict is None else f"{level['texts_per_second'] / predict:.2f}"
         lines.append(
             f"| {level['multiple']:g} x | {level['offered']:.3g} | {level['sent']} | {level['accepted']} "
-            f"| {level['texts_per_second']:.3g} | {latency['p50']:.3f} | {latency['p95']:.3f} | {latency['p99']:.3f} "
-            f"| {statuses} | {level['memory_largest'] / 1e9:.2f} |"
+            f"| {level['texts_per_second']:.3g} | {of_predict} | {latency['p50']:.3f} | {latency['p95']:.3f} "
+            f"| {latency['p99']:.3f} | {statuses} | {level['memory_largest'] / 1e9:.2f} |"
         )
     late = max((level["client_late"]["p99"] for level in result["levels"] if level["client_late"]), default=0.0)
     lines += [
         "",
         f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; latency of accepted requests, from the "
         f"moment at which they were due. The client itself was at most {late:.3f} s late (p99).",
+        f"- Server errors other than 503: {sum(level['server_errors'] for level in result['levels'])}; without an "
+        f"answer: {sum(level['without_answer'] for level in result['levels'])}.",
     ]
-    for level in result["levels"]:
-        if level.get("recovered") is not None:
-            lines.append(
-                f"- {level['multiple']:g} x: {level['recovered']:.1f} s after the last arrival a request was answered "
-                "as fast as without load (within three times the median at the lowest load)."
-            )
+    lines += [_recovery(level["multiple"], **level["recovery"]) for level in result["levels"] if level["recovery"]]
     return [*lines, ""]
+
+
+def _recovery(multiple: float, seconds: float | None, patience: float) -> str:
+    after, so = "after the last arrival", "as fast as without load (within three times the median at the lowest load)."
+    if seconds is None:
+        return f"- {multiple:g} x: did not recover; in {patience:g} s {after} no request was answered {so}"
+    return f"- {multiple:g} x: {seconds:.1f} s {after} a request was answered {so}"
 
 
 def _soak(result: dict[str, Any]) -> list[str]:
@@ -165,12 +186,13 @@ def _soak(result: dict[str, Any]) -> list[str]:
         return []
     soak, memory = result["soak"], result["soak"]["memory"]
     lines = [f"Soak: {soak['minutes']:g} minutes at {soak['offered']:.3g} requests/s, {soak['sent']} requests, "
-             f"{soak['accepted']} accepted, {soak['server_errors']} server errors, {soak['without_answer']} without an "
-             f"answer. Memory: {memory['verdict']}"]  # fmt: skip
+             f"{soak['accepted']} accepted, {soak['unavailable']} x 503, {soak['server_errors']} other server errors, "
+             f"{soak['without_answer']} without an answer. Memory: {memory['verdict']}"]  # fmt: skip
     if "bytes_per_hour" in memory:
         slope = memory["bytes_per_hour"]
         lines[0] += (
-            f"; {memory['bytes'] / 1e9:.3f} GB, slope {slope['slope'] / 1e6:+.2f} MB an hour "
+            f"; first {memory['first'] / 1e9:.3f} GB, last {memory['last'] / 1e9:.3f} GB, largest "
+            f"{memory['largest'] / 1e9:.3f} GB, slope {slope['slope'] / 1e6:+.2f} MB an hour "
             f"(95 %: {slope['low'] / 1e6:+.2f} to {slope['high'] / 1e6:+.2f})"
         )
     return [f"{lines[0]}.", ""]

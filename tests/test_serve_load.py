@@ -106,6 +106,23 @@ class TestClient:
         found = ask(lambda c: c.ask(), answer)
         assert (found.status, found.code, found.good) == (status, code, False)
 
+    @pytest.mark.parametrize("refusals", [0, 3])
+    def test_it_has_recovered_when_a_request_is_answered_again(self, refusals):
+        asked = []
+
+        def full_for_a_while(request):
+            asked.append(request)
+            return full(request) if len(asked) <= refusals else ok(request)
+
+        _, seconds = ask(lambda c: c.open(rate=1e-6, seconds=0.0, calm=100.0), full_for_a_while)
+        assert len(asked) == refusals + 1
+        assert seconds > 0
+
+    @pytest.mark.parametrize(("answer", "calm"), [(full, 100.0), (ok, 1e-12)], ids=["refused", "slow"])
+    def test_it_has_not_recovered_when_patience_runs_out(self, answer, calm):
+        _, seconds = ask(lambda c: c.open(rate=1e-6, seconds=0.0, calm=calm), answer, patience=0.3)
+        assert seconds is None
+
     def test_no_answer_at_all(self):
         def refuse(request):
             raise httpx.ConnectError("refused", request=request)
@@ -134,14 +151,21 @@ class TestFigures:
     def test_a_level(self):
         answers = [answer(i / 10, 1.0 + i / 100, late=0.002) for i in range(100)]
         answers += [answer(5.0, 0.01, 429, retry_after=4.0), answer(6.0, 0.1, 503), answer(7.0, 30.0, 0)]
+        answers += [answer(8.0, 0.1, 503), answer(9.0, 0.1, 500)]
         level = summarize(answers, 10.0)
-        assert level["sent"] == 103
+        assert level["sent"] == 105
         assert level["accepted"] == 100
-        assert level["statuses"] == {"0 queue_full": 1, "200": 100, "429 queue_full": 1, "503 queue_full": 1}
+        assert level["statuses"] == {
+            "0 queue_full": 1,
+            "200": 100,
+            "429 queue_full": 1,
+            "500 queue_full": 1,
+            "503 queue_full": 2,
+        }
         assert sum(level["statuses"].values()) == level["sent"]
         assert level["latency"] == pytest.approx({"p50": 1.49, "p95": 1.94, "p99": 1.98, "max": 1.99})
         assert level["texts_per_second"] == pytest.approx(8.2), "not what was answered after the last arrival"
-        assert (level["server_errors"], level["without_answer"]) == (1, 1)
+        assert (level["unavailable"], level["server_errors"], level["without_answer"]) == (2, 1, 1)
         assert level["retry_after"]["max"] == 4.0
         assert level["client_late"]["max"] == pytest.approx(0.002)
 
@@ -175,9 +199,71 @@ class TestFigures:
         samples = [(float(t), 1e9 + min(t, 100) * 1e6) for t in range(1000)]
         assert flatness(samples)["verdict"] == "flat"
 
+    @pytest.mark.parametrize(
+        ("when", "growth", "verdict"),
+        [
+            # for all but the last four minutes of half an hour it is flat: the slope is that of most blocks
+            (lambda t: max(0, t - 1550) / 250, 300e6, "not flat: larger at the end"),
+            (lambda t: t >= 1700, 300e6, "not flat: larger at the end"),
+            (lambda t: 1000 <= t < 1020, 300e6, "not flat: much larger for a time"),
+            (lambda t: 1000 <= t < 1020, 30e6, "flat"),
+            (lambda t: -(t >= 1700), 300e6, "flat"),
+        ],
+    )
+    def test_late_growth(self, when, growth, verdict):
+        draw = random.Random(1)
+        found = flatness([(float(t), 1e9 + growth * when(t) + draw.uniform(-1e6, 1e6)) for t in range(1800)])
+        assert found["verdict"] == verdict
+        assert found["bytes_per_hour"]["high"] < 1e7, "the slope alone says that it is flat"
+        assert found["first"] == pytest.approx(1e9, rel=1e-3)
+        assert found["largest"] >= found["last"]
+
     def test_too_short(self):
         assert flatness([(0.0, 1e9), (1.0, 1e9)])["verdict"] == "too short to say"
         assert flatness([])["verdict"] == "too short to say"
+
+
+class TestReport:
+    def level(self, multiple, recovery=None, answers=(), **more):
+        figures = summarize([answer(i / 19, 0.1) for i in range(190)] + list(answers), 10.0)
+        return {"multiple": multiple, **figures, "recovery": recovery, "memory_largest": 1e9, **more}
+
+    def text(self, *levels, **more):
+        shared = {"about": "x", "in_flight": 8, "texts_a_request": 1}
+        return markdown({**shared, "levels": list(levels), **more})
+
+    def test_a_level_is_compared_with_predict(self):
+        measured = rates([{"predict": 20.0, "serve": 19.0, "one": 5.0}])
+        found = self.text(self.level(1.0), rates=measured, rounds=[{}])
+        assert "| 1 x | 19 | 190 | 190 | 18.9 | 0.94 | 0.100 |" in found
+        assert "| 1 x | 19 | 190 | 190 | 18.9 |  | 0.100 |" in self.text(self.level(1.0)), "not measured, not shown"
+
+    def test_a_503_is_no_server_error(self):
+        found = self.text(self.level(1.0, answers=[answer(0.5, 0.1, 503)]))
+        assert "Server errors other than 503: 0; without an answer: 0." in found
+        found = self.text(self.level(1.0, answers=[answer(0.5, 0.1, 502), answer(0.5, 0.1, 0)]))
+        assert "Server errors other than 503: 1; without an answer: 1." in found
+
+    def test_recovery_is_claimed_only_where_there_was_one(self):
+        never, soon = ({"seconds": seconds, "patience": 600.0} for seconds in (None, 2.5))
+        found = self.text(self.level(1.0), self.level(2.0, soon), self.level(10.0, never))
+        assert "- 2 x: 2.5 s after the last arrival a request was answered as fast as" in found
+        assert "- 10 x: did not recover; in 600 s after the last arrival no request was answered as fast as" in found
+        assert "- 1 x:" not in found
+
+    def test_what_calm_is(self):
+        levels = [{"multiple": m, "latency": {"p50": p50}} for m, p50 in ((2.0, 9.0), (1.0, 0.5), (0.5, 0.2))]
+        assert serve_load._calm(levels) == 0.2
+        assert serve_load._calm([{"multiple": 0.5, "latency": None}, *levels[:2]]) == 0.5
+        assert serve_load._calm(levels[:1]) is None, "at twice the capacity nothing is calm"
+        assert serve_load._calm([]) is None
+
+    def test_a_soak_says_where_memory_began_and_ended(self):
+        samples = [(float(t), 1e9 + 3e8 * max(0, t - 1550) / 250) for t in range(1800)]
+        soak = {**summarize([answer(0.0, 0.1), answer(1.0, 0.1, 503)], 1800.0), "minutes": 30.0}
+        found = self.text(soak={**soak, "memory": flatness(samples)})
+        assert "1 x 503, 0 other server errors, 0 without an answer. Memory: not flat: larger at the end; " in found
+        assert "; first 1.000 GB, last 1.213 GB, largest 1.299 GB, slope" in found
 
 
 def test_a_classifier_is_needed(tmp_path):
