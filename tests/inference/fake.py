@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from fenlei.config import RunConfig
 from fenlei.data import LabelSet
+from fenlei.errors import ConfigError, ModelError
 from fenlei.inference.bulk import Selection, predict_file
 from fenlei.inference.output import open_output
 
 NAMES = ("体育", "财经", "科技")
+REFUSED, NOT_FINITE = "<no room>", "<nan>"
 
 
 class Answer(NamedTuple):
@@ -26,7 +28,11 @@ class Answer(NamedTuple):
 
 
 class FakeClassifier:
-    """Answers by a checksum of the text, and of all texts that it was called with."""
+    """Answers by a checksum of the text, and of all texts that it was called with.
+
+    Texts with :data:`REFUSED` have no prompt, those with :data:`NOT_FINITE` no score; a call with one of
+    them fails as a whole.
+    """
 
     def __init__(self, overrides: tuple[str, ...] = (), seconds: float = 0.0, *, remember: bool = True) -> None:
         self.config = RunConfig.build({}, overrides=["data.on_bad_row=skip", *overrides])
@@ -40,13 +46,20 @@ class FakeClassifier:
         return self
 
     def encode(self, examples: Any) -> Any:
+        if any(REFUSED in example.text for example in examples):
+            raise ConfigError("leaves no room for the text")
         return list(examples)
+
+    def forget_failed(self) -> None:
+        """Nothing is left behind."""
 
     def score(self, texts: Any, *, progress: Any = None) -> list[Answer]:
         together = zlib.crc32("\n".join(example.text for example in texts).encode())
         if self.remember:
             self.calls.append([example.text for example in texts])
         time.sleep(self.seconds)
+        if any(NOT_FINITE in example.text for example in texts):
+            raise ModelError("scores are not finite numbers")
         found = []
         for example in texts:
             number = zlib.crc32(example.text.encode()) ^ together

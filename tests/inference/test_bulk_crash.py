@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.inference.fake import NOT_FINITE, REFUSED
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs fork and /proc (Linux)")
 ROOT = Path(__file__).parent.parent.parent
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -29,12 +31,15 @@ def workshop(tmp_path_factory):
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Good rows, bad ones, one with a column that no other has, and a column of mixed kinds."""
+    """Good rows, ones that cannot be read or that the classifier refuses, one with a column that no other has, and a
+    column of mixed kinds."""
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             row = {"text": f"第{number}条 " + "新闻" * (number % 9), "n": number if number % 5 else str(number)}
             if number % 11 == 3:
                 row["text"] = ""
+            if number % 10 in (4, 6):
+                row["text"] += REFUSED if number % 10 == 4 else NOT_FINITE
             if number == count - 2:
                 row["late"] = number
             file.write(json.dumps(row, ensure_ascii=False) + "\n" if number % 13 != 7 else '{"text": \n')

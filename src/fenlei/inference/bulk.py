@@ -5,6 +5,9 @@ disk; then the journal says how many bytes of them are valid and how many rows t
 any instant leaves a journal that is true and, perhaps, a torn tail that it does not speak of. The run that goes on cuts
 the tail off, reads the rows that are done again (their hash must be the same) and continues with the next chunk. Chunks
 are cut by the content of the input alone and predicted by themselves, so the result is the same to the byte.
+
+A row that cannot be read, that the classifier refuses (candidates that leave no room for a text) or whose scores are
+not finite is put aside with its reason.
 """
 
 from __future__ import annotations
@@ -12,14 +15,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from fenlei.artifact import library_versions
 from fenlei.config import RunConfig
-from fenlei.data import Example, LabelSet, StreamedRow, stream_examples
+from fenlei.data import LabelSet, StreamedRow, stream_examples
 from fenlei.data.probe import RowCount, estimate_rows, fingerprint
 from fenlei.data.readers import SHOWN, rejected_line, require_good_rows
 from fenlei.errors import DataError, FenleiError
@@ -28,26 +32,19 @@ from fenlei.inference.chunks import CHUNK_BYTES, CHUNK_ROWS, Chunk, check_column
 from fenlei.inference.journal import OUTPUT_FORMAT, PUBLISHING, Counts, Journal
 from fenlei.inference.output import Output, discard
 from fenlei.inference.records import json_line, make_record, typed_line
+from fenlei.inference.refusals import BulkPredictor, encode_rows, score_rows
 from fenlei.inference.store import Store, publish
 from fenlei.modeling.prediction import Prediction
 
-# these have no influence on the answers; every other setting, a future one too, has
+# these have no influence on what is written; every other setting, a future one too, has
 _NO_INFLUENCE = {
     "": ("preset", "out", "lora", "train", "speed", "tracking", "report"),
-    "data": ("train", "dev", "test", "dev_fraction"),
+    "data": ("train", "dev", "test", "dev_fraction", "on_bad_row"),
     "model": ("spec", "offline", "trust_remote_code", "cache_dir"),  # weights are held against their hash on loading
 }
 _LIBRARIES = ("torch", "transformers", "tokenizers")
-
-
-class BulkPredictor(Protocol):
-    """The two halves of a prediction; :class:`fenlei.inference.predictor.Predictor` is one."""
-
-    def encode(self, examples: Sequence[Example]) -> Any:
-        """Token ids of the rows; called in a thread while :meth:`score` is busy with other rows."""
-
-    def score(self, prompts: Any, *, progress: Callable[[int], None] | None = None) -> Sequence[Prediction]:
-        """One prediction a row, in their order; ``progress`` is called with the number of rows done since."""
+# so many rows refused and none answered is no fault of the rows
+_ALL_REFUSED = 16
 
 
 class BulkClassifier(Protocol):
@@ -133,8 +130,8 @@ def predict_file(
 ) -> BulkResult:
     """Predicts every row of a source into the output that :func:`~fenlei.inference.output.open_output` holds.
 
-    Bad rows go to ``<out>.rejected.jsonl`` with their reasons, or, with ``data.on_bad_row=stop``, end the run before
-    anything is predicted.
+    Bad rows go to ``<out>.rejected.jsonl`` with their reasons. With ``data.on_bad_row=stop`` rows that cannot be read
+    end the run before anything is predicted, and one that the classifier refuses ends it where it comes.
 
     Args:
         classifier: it labels the rows.
@@ -146,7 +143,9 @@ def predict_file(
 
     Raises:
         DataError: the input cannot be read or has no usable row; the run cannot go on because something changed; or
-            the disk is full. What is done is kept, save that a run that ends before its first chunk leaves nothing.
+            the disk is full. What is done is kept, save that a run that ends before its first prediction leaves
+            nothing.
+        FenleiError: the classifier refuses the first rows one and all; the kind and the reason are those of the first.
     """
     return _Run(classifier, source, output, selection or Selection(), progress or NoProgress()).do(classifier_sha256)
 
@@ -159,6 +158,9 @@ class _Run:
         self.selection, self.progress = selection, progress
         self.paths = output.paths
         self.make_line = typed_line if self.paths.suffix == ".parquet" else json_line
+        self.stops = classifier.config.data.on_bad_row == "stop"
+        self.refused = 0
+        self.noted: set[str] = set()
 
     def do(self, classifier_sha256: str) -> BulkResult:
         identity = self._identity(classifier_sha256)
@@ -177,7 +179,7 @@ class _Run:
     def _predict(self, identity: dict[str, Any], journal: Journal | None) -> Journal:
         """Does all chunks that are not done; the journal after the last one."""
         if journal is None:
-            if self.classifier.config.data.on_bad_row == "stop":
+            if self.stops:
                 self.progress.note("looking for bad rows")
                 require_good_rows(self.source, self._rows())
             if self.selection.columns:
@@ -202,21 +204,29 @@ class _Run:
                         self._do_chunk(*item, store)
                 return store.journal
         except FenleiError:
-            if journal is None and not store.journal.counts.read and not store.disk_failed:
+            if journal is None and not store.journal.counts.written and not store.disk_failed:
                 discard(self.paths)
             raise
 
-    def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
-        """Each chunk with the prompts of its good rows."""
+    def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Any]]]:
+        """Each chunk with the prompts of its rows."""
         for chunk in chunks:
-            examples = [row.example for row in chunk.rows if row.example is not None]
-            yield chunk, self.classifier.predictor.encode(examples) if examples else []
+            yield chunk, encode_rows(self.classifier.predictor, chunk.rows)
 
-    def _do_chunk(self, chunk: Chunk, prompts: Any, store: Store) -> None:
-        good = [row for row in chunk.rows if row.example is not None]
-        predictions = self.classifier.predictor.score(prompts, progress=self.progress.advance) if good else []
-        lines = [self._line(row, prediction) for row, prediction in zip(good, predictions, strict=True)]
-        bad = [rejected_line(row.source, row.reason, row.found) for row in chunk.rows if row.example is None]
+    def _do_chunk(self, chunk: Chunk, prompts: list[Any], store: Store) -> None:
+        self._end_if_told_to(chunk, prompts, store)
+        answers = score_rows(
+            self.classifier.predictor, chunk.rows, prompts, self.progress.advance, partial(self._note_once, "memory")
+        )
+        self._end_if_told_to(chunk, answers, store)
+        self._look_at_refused(chunk, answers, store)
+        lines = [self._line(row, p) for row, p in zip(chunk.rows, answers, strict=True) if not isinstance(p, Exception)]
+        bad = [
+            rejected_line(row.source, str(reason), row.found)
+            for row, reason in zip(chunk.rows, answers, strict=True)
+            if isinstance(reason, Exception)
+        ]
+        predictions = [p for p in answers if not isinstance(p, Exception)]
         counts = Counts(
             read=len(chunk.rows),
             written=len(lines),
@@ -226,6 +236,50 @@ class _Run:
         )
         store.add(counts, chunk.consumed, b"".join(lines), "".join(bad).encode("utf-8"))
         self.progress.advance(len(bad))
+
+    def _end_if_told_to(self, chunk: Chunk, answers: list[Any], store: Store) -> None:
+        """With ``data.on_bad_row=stop``, the first bad row is the end.
+
+        Raises:
+            FenleiError: of the row's own kind.
+        """
+        if not self.stops:
+            return
+        for row, error in zip(chunk.rows, answers, strict=True):
+            if isinstance(error, FenleiError):
+                go_on = "go on with --resume" if store.journal.counts.written else "begin again with"
+                raise type(error)(
+                    f"{row.source}: {error}\nTo put such rows aside, {go_on} data.on_bad_row=skip"
+                ) from error
+
+    def _look_at_refused(self, chunk: Chunk, answers: list[Any], store: Store) -> None:
+        """Says that rows are refused, once; ends a run whose rows are refused one and all.
+
+        Raises:
+            FenleiError: of the first row's kind; something other than the rows is at fault.
+        """
+        refused = [
+            (row, error)
+            for row, error in zip(chunk.rows, answers, strict=True)
+            if row.example is not None and isinstance(error, FenleiError)
+        ]
+        if not refused:
+            return
+        self.refused += len(refused)
+        row, error = refused[0]
+        written = store.journal.counts.written + sum(not isinstance(answer, Exception) for answer in answers)
+        if not written and self.refused >= _ALL_REFUSED:
+            raise type(error)(
+                f"{self.source}: the classifier can answer none of the first {self.refused} rows, e.g. "
+                f"{row.source}: {error}"
+            ) from error
+        self._note_once("refused", f"put aside, as every such row: {row.source}: {error}")
+
+    def _note_once(self, kind: str, text: str) -> None:
+        """Tells the first of many like notes."""
+        if kind not in self.noted:
+            self.noted.add(kind)
+            self.progress.note(text)
 
     def _line(self, row: StreamedRow, prediction: Prediction) -> bytes:
         assert row.example is not None

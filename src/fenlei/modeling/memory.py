@@ -1,4 +1,4 @@
-"""Memory of training: what is stored, what is computed again, what is given back."""
+"""Memory: what is stored, what is computed again, what is given back, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _LARGEST = 2**31 - 1
+# as CUDA, its libraries, and the allocators of the CPU say it
+_RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 def keep_freed_memory() -> bool:
@@ -40,3 +42,11 @@ def checkpoint_activations(model: Any) -> None:
 def checkpoints_activations(model: Any) -> bool:
     """Whether a model computes activations again."""
     return any(getattr(m, "gradient_checkpointing", False) is True for m in model.modules())
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that there was not enough memory, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()  # torch's own kind is a RuntimeError, too
+    return isinstance(error, RuntimeError) and any(words in text for words in _RAN_OUT)
