@@ -112,8 +112,13 @@ def test_smollm2_from_train_to_predict_through_the_commands(tmp_path):
         assert row["probabilities"]["sports"] == pytest.approx(p[0], abs=0.02)
 
 
-def test_neighbours_change_rounding_only_in_bfloat16():
-    """Real weights; that neighbours can be seen is shown in tests/inference/test_invariance.py."""
+@pytest.mark.parametrize(
+    ("settings", "counts", "bound"),
+    [({}, (7, 128), 0.02), ({"strict": True}, (7,), 0.0), ({"packed": False}, (7,), None)],
+    ids=["default", "strict", "control: padded"],
+)
+def test_neighbours_change_rounding_only_in_bfloat16(settings, counts, bound):
+    """Real weights, and labels that need a tree. Side by side and padded, as a control, neighbours are seen."""
     import numpy as np
 
     from fenlei.config import InferenceConfig
@@ -122,25 +127,21 @@ def test_neighbours_change_rounding_only_in_bfloat16():
     from fenlei.modeling.loading import load_model
 
     folder = folder_of("smollm2-135m").path
-    settings = ModelConfig(dtype="bfloat16", device="cpu")
-    labels = ("sports", "finance", "science")
-    encoder = PromptEncoder(load_tokenizer(folder, settings), PromptConfig(preset="en"), LabelSet(labels), "all")
-    model = load_model(folder, settings)
+    on_cpu, inference = ModelConfig(dtype="bfloat16", device="cpu"), InferenceConfig(**settings)
+    labels = ("sports", "sports news", "finance", "finance report", "science")
+    encoder = PromptEncoder(load_tokenizer(folder, on_cpu), PromptConfig(preset="en"), LabelSet(labels), "all")
+    predictor = Predictor(load_model(folder, on_cpu), encoder, pad_id=0, inference=inference)
     needle = Example("The striker scored twice in the final")
-    rows = [Example("Shares fell after the profit warning. " * (1 + i % 4)) for i in range(15)]
+    rows = [Example("Shares fell after the profit warning. " * (1 + i % 4)) for i in range(max(counts))]
 
-    def probabilities(predictor, examples, place):
-        found = predictor.predict(examples)[place].probabilities
+    def probabilities(examples):
+        found = predictor.predict(examples)[examples.index(needle)].probabilities
         return np.array([found[name] for name in labels])
 
-    for strict in (False, True):
-        predictor = Predictor(model, encoder, pad_id=0, inference=InferenceConfig(strict=strict))
-        alone = probabilities(predictor, [needle], 0)
-        changes = []
-        for place in (0, 3, 15):
-            among = probabilities(predictor, [*rows[:place], needle, *rows[place:]], place)
-            changes.append(np.abs(among - alone).max())
-        if strict:
-            assert max(changes) == 0
-        else:
-            assert max(changes) <= 0.02
+    alone = probabilities([needle])
+    changes = []
+    for count in counts:
+        place = count * 2 // 3
+        together = [*rows[:place], needle, *rows[place:count]]
+        changes += [np.abs(probabilities(order) - alone).max() for order in (together, together[::-1])]
+    assert max(changes) > 0 if bound is None else max(changes) <= bound

@@ -84,7 +84,7 @@ def test_neighbours_would_be_seen_without_strict_mode(model_and_encoder):
     """Negative control: by default, some row's last bits do depend on its neighbours."""
     dtype, model, encoder = model_and_encoder
     if dtype == "bfloat16":
-        pytest.skip("the tiny model's products are too small for bfloat16 to round them in another order")
+        pytest.skip("the tiny model's products are too small for it; see tests/test_real_model.py")
     predictor = predictor_of(model, encoder)
     alone = probabilities(predictor.predict([Example(NEEDLE)])[0])
     seen = [found for count in (1, 7, 32, 128) for found in among(predictor, count, seed=count)]
