@@ -22,6 +22,7 @@ NASTY = [
     "a\u2028b\u2029c\x85d",
     'quotes " and \' and ""',
     "lines\none\r\ntwo\rthree",
+    "a lone\rreturn",
     "commas, and ，、;；|",
     "text,类型选型:['x', 'y']",
     ",类型选型:",

@@ -194,6 +194,18 @@ def test_folder(tmp_path):
     assert len(list(iter_rows(tmp_path))) == 5
 
 
+def test_rows_of_a_folder_have_ids_that_differ(tmp_path):
+    write(tmp_path / "a.jsonl", [row(0), row(1)])
+    write(tmp_path / "b.jsonl", [row(2), {**row(3), "id": "own"}])
+    assert [e.id for e in read_examples(tmp_path, DataConfig()).examples] == [
+        "a.jsonl:1",
+        "a.jsonl:2",
+        "b.jsonl:1",
+        "own",
+    ]
+    assert [e.id for e in read_examples(tmp_path / "b.jsonl", DataConfig()).examples] == ["1", "own"]
+
+
 def test_folder_with_splits_does_not_leak(tmp_path):
     for i, name in enumerate(("train.jsonl", "test.jsonl", "dev-00.jsonl")):
         write(tmp_path / name, [row(i)])

@@ -182,3 +182,30 @@ def test_parquet(tmp_path):
 def test_unknown_suffix(tmp_path):
     with pytest.raises(DataError, match=r"a\.xlsx: expected a file that ends in \.jsonl"):
         read_examples(write(tmp_path / "a.xlsx", "x"), DataConfig())
+
+
+@pytest.mark.parametrize("text", ['"a"', '"\\ud800"'], ids=["plain", "surrogate"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize("marks", ["[]", "{}"])
+def test_rows_nested_too_deeply_are_put_aside(tmp_path, text, suffix, marks):
+    """Whatever reads, hashes or writes a row calls itself for every level: Python ends that with a RecursionError."""
+
+    def row(levels):
+        one = ("[", "]") if marks == "[]" else ('{"k": ', "}")
+        return f'{{"text": {text}, "x": {one[0] * levels}1{one[1] * levels}}}'
+
+    content = [row(50), row(99), row(100), row(500), row(1)]
+    path = write(tmp_path / f"a.{suffix}", ",\n".join(content) if suffix == "json" else "\n".join(content))
+    if suffix == "json":
+        path.write_text(f"[{path.read_text('utf-8')}]", "utf-8")
+    found = list(iter_file(path))
+    assert [row.values is not None for row in found] == [True, True, False, False, True]
+    assert [row.line for row in found] == [1, 2, 3, 4, 5]
+    assert found[3].reason == "lists or objects inside each other are more than 100 levels deep"
+    assert found[3].raw == content[3]
+    assert found[4].values["text"] in ("a", "\ufffd")
+
+
+def test_many_brackets_side_by_side_are_fine(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "[[[", "x": [' + ",".join(["[{}]"] * 500) + "]}")
+    assert [row.reason for row in iter_file(path)] == [""]

@@ -226,7 +226,7 @@ def to_example(
     row: Mapping[str, Any],
     columns: Columns,
     source: str,
-    number: int,
+    place: int | str,
     *,
     need_label: bool,
     aliases: Mapping[str, str] | None = None,
@@ -237,7 +237,8 @@ def to_example(
         row: column -> value.
         columns: which column holds what.
         source: ``file:line``, kept for messages.
-        number: line or row number; the id of a row that has none of its own.
+        place: line or row number, with the name of the file where a source has several; the id of a row that has
+            none of its own.
         need_label: a row without a fitting label is bad; else the label is kept where it can be read.
         aliases: other spelling -> label, applied to label and candidates.
 
@@ -260,7 +261,7 @@ def to_example(
             raise DataError(f"column {columns.label!r}: label {label!r} is not among the row's candidates: {shown}")
     own = _own_id(row, columns)
     extra = {key: value for key, value in row.items() if key not in used}
-    return Example(text, label, candidates, verbatim, own or str(number), source, extra)
+    return Example(text, label, candidates, verbatim, own or str(place), source, extra)
 
 
 def _parts(

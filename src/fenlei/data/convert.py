@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from fenlei.config import DataConfig
 from fenlei.data.example import Example
-from fenlei.data.files import atomic_text
+from fenlei.data.files import CsvWriter, atomic_text
 from fenlei.data.forms import INSTRUCTION, tutorial_input
 from fenlei.data.labels import LabelSet
 from fenlei.data.readers import REJECTED_NAME, ReadResult, input_files, read_examples, write_rejected
@@ -130,7 +129,7 @@ def _write_json(handle: TextIO, result: ReadResult, labels: LabelSet, to: Target
 
 
 def _write_csv(handle: TextIO, result: ReadResult, labels: LabelSet, to: Target, everything: bool) -> None:
-    writer = csv.writer(handle, lineterminator="\n")
+    writer = CsvWriter(handle)
     writer.writerow(("text", "category", "output"))
     for example in result.examples:
         candidates, verbatim = _row_candidates(example, labels, everything)

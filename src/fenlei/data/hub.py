@@ -150,7 +150,14 @@ def _load(hub: str, name: str, role: str, split: str | None, online: bool) -> li
         path = str(hf_snapshot(name, repo_type="dataset", local_files_only=True))
     plain = _plain_files(Path(path), role) if path and not split else []
     if path and plain:
-        return [Table(f"{hub}:{name}/{file.relative_to(path).as_posix()}", iter_file(file)) for file in plain]
+        return [
+            Table(
+                f"{hub}:{name}/{file.relative_to(path).as_posix()}",
+                iter_file(file),
+                f"{file.name}:" if len(plain) > 1 else "",
+            )
+            for file in plain
+        ]
     # the long form keeps `datasets` from taking a local folder that has the id as its path
     target = path or (f"hf://datasets/{name}" if os.path.isdir(name) else name)
     splits = (split,) if split else _splits_of(role)

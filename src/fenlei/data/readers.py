@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from fenlei.config import DataConfig
 from fenlei.data import hub
 from fenlei.data.columns import Columns, detect_columns, to_example
 from fenlei.data.example import Example
-from fenlei.data.files import atomic_text
+from fenlei.data.files import atomic_text, json_text
 from fenlei.data.labels import LabelSet
 from fenlei.data.tables import KINDS, RawRow, Table, clean_text, iter_file, kind_of
 from fenlei.errors import DataError
@@ -144,7 +143,7 @@ def stream_examples(
         good = [row.values for row in head if row.values is not None]
         columns = detect_columns(good, config, need_label, table.name) if good else None
         for row in itertools.chain(head, rest):
-            yield check.read(table.name, row, columns)
+            yield check.read(table, row, columns)
 
 
 def require_good_rows(source: str | Path, rows: Iterable[StreamedRow]) -> None:
@@ -204,8 +203,8 @@ class _Check:
         self.rows_choose = config.candidates == "row"  # with `all` a row's own candidates are not used
         self.aliases: Mapping[str, str] = {**config.aliases, **(labels.aliases if labels else {})}
 
-    def __call__(self, row: Mapping[str, Any], columns: Columns, source: str, number: int) -> Example:
-        example = to_example(row, columns, source, number, need_label=self.need_label, aliases=self.aliases)
+    def __call__(self, row: Mapping[str, Any], columns: Columns, source: str, place: str) -> Example:
+        example = to_example(row, columns, source, place, need_label=self.need_label, aliases=self.aliases)
         if self.labels is None:
             return example
         if self.need_label and example.label is not None and example.label not in self.labels:
@@ -215,16 +214,16 @@ class _Check:
                 raise DataError(f"column {columns.candidates or columns.text!r}: {self.labels.unknown(name)}")
         return example
 
-    def read(self, name: str, row: RawRow, columns: Columns | None) -> StreamedRow:
+    def read(self, table: Table, row: RawRow, columns: Columns | None) -> StreamedRow:
         """The row with its Example, or with the reason why there is none."""
-        where = f"{name}:{row.line}"
+        where, place = f"{table.name}:{row.line}", f"{table.place}{row.line}"
         if row.values is None:
             return StreamedRow(where, row.raw, columns, None, row.reason)
         if columns is None:
             reason = "came after thousands of unreadable rows; the columns were not settled"
             return StreamedRow(where, row.values, columns, None, reason)
         try:
-            return StreamedRow(where, row.values, columns, self(row.values, columns, where, row.line))
+            return StreamedRow(where, row.values, columns, self(row.values, columns, where, place))
         except DataError as error:
             return StreamedRow(where, row.values, columns, None, str(error))
 
@@ -282,7 +281,7 @@ def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
 def rejected_line(source: str, reason: str, row: Any) -> str:
     """A rejected row as a line of JSON."""
     values = {"source": source, "reason": reason, "row": row}
-    return clean_text(json.dumps(values, ensure_ascii=False, default=str)) + "\n"
+    return clean_text(json_text(values)) + "\n"
 
 
 def input_files(source: str | Path) -> list[Path]:
@@ -312,7 +311,7 @@ def _tables(
         yield saved
         return
     for file in _folder_files(path, role):
-        yield Table(str(file), iter_file(file, encoding))
+        yield Table(str(file), iter_file(file, encoding), f"{file.name}:")
 
 
 def _existing(source: str | Path) -> Path:

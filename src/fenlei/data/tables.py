@@ -28,6 +28,9 @@ _WRAPPERS = ("data", "rows", "examples", "items", "records")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+# Lists in lists and objects in objects: whatever handles a row does so by calling itself, and Python ends that at some
+# hundreds of levels.
+_DEEPEST = 100
 
 
 class RawRow(NamedTuple):
@@ -47,10 +50,17 @@ class RawRow(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows with the name under which messages speak of them."""
+    """Rows of one file or split.
+
+    Attributes:
+        name: how messages speak of it.
+        rows: its rows.
+        place: where a source has several files, the file's name and a colon: begins the ids that rows get.
+    """
 
     name: str
     rows: Iterator[RawRow]
+    place: str = ""
 
 
 class _Repeated(dict):  # type: ignore[type-arg]
@@ -126,13 +136,32 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 
-def _json_row(line: int, value: Any) -> RawRow:
+def _json_row(line: int, value: Any, text: str) -> RawRow:
+    """The row that a value is; ``text`` is how it was written."""
+    if _too_deep(value, text):
+        return RawRow(line, None, f"lists or objects inside each other are more than {_DEEPEST} levels deep", text)
+    if _SURROGATE_ESCAPE.search(text):
+        value = clean_values(value)
     if isinstance(value, _Repeated):
         return RawRow(line, None, f"column {value.key!r} stands twice in this row", dict(value))
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
         return RawRow(line, None, f"expected a JSON object {{...}}, found {kind}", value)
     return RawRow(line, value)
+
+
+def _too_deep(value: Any, text: str) -> bool:
+    if text.count("[") + text.count("{") <= _DEEPEST:  # which nearly every row is content with
+        return False
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [
+            list(item.values()) if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))
+        ]
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
 def _jsonl(path: Path, encoding: str | None) -> Iterator[RawRow]:
@@ -153,8 +182,7 @@ def _json_lines(lines: Iterable[str]) -> Iterator[RawRow]:
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
             yield RawRow(number, None, f"invalid JSON: {error}", body)
         else:
-            row = _json_row(number, value)
-            yield row._replace(values=clean_values(row.values)) if _SURROGATE_ESCAPE.search(body) else row
+            yield _json_row(number, value, body)
 
 
 def _json(path: Path, encoding: str | None) -> Iterator[RawRow]:
@@ -182,7 +210,7 @@ def _json(path: Path, encoding: str | None) -> Iterator[RawRow]:
             if found:
                 yield from _json_array(path, text, found.end(), whole=False)
                 return
-    yield _json_row(1, clean_values(value))
+    yield _json_row(1, value, text[start:end])
 
 
 def _json_array(path: Path, text: str, start: int, *, whole: bool = True) -> Iterator[RawRow]:
@@ -198,7 +226,7 @@ def _json_array(path: Path, text: str, start: int, *, whole: bool = True) -> Ite
             value, end = _DECODER.raw_decode(text, index)
         except (ValueError, RecursionError) as error:
             raise _broken_json(path, text, error) from None
-        yield _json_row(line, clean_values(value))
+        yield _json_row(line, value, text[index:end])
         index = _skip_blank(text, end)
         if text[index : index + 1] == ",":
             index = _skip_blank(text, index + 1)
