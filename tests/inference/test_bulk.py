@@ -252,7 +252,7 @@ def test_another_output_format_or_library_is_refused(tmp_path, source, monkeypat
     interrupted(source, out)
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "OUTPUT_FORMAT", "999")
-        with pytest.raises(DataError, match=r"the output format was 2 \(id, label, .*\), is 999"):
+        with pytest.raises(DataError, match=r"the output format was 3 \(id, label, .*\), is 999"):
             predict(source, out, resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "library_versions", lambda: dict.fromkeys(("torch", "transformers", "tokenizers"), "0"))
@@ -279,7 +279,7 @@ def test_a_run_of_a_version_that_wrote_other_columns_is_refused_as_it_is(tmp_pat
     old = {**content, "identity": {**content["identity"], "the output format": 1}, "stage": stage}
     journal.write_text(json.dumps(old))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(DataError, match=r"the output format was 1, is 2 \(id, .*confidence.*\).*--overwrite"):
+    with pytest.raises(DataError, match=r"the output format was 1, is 3 \(id, .*confidence.*\).*--overwrite"):
         predict(source, out, resume=True)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     journal.write_text(json.dumps(content))  # negative control: the same journal with the format of today goes on
@@ -293,7 +293,7 @@ def test_the_format_names_the_fields_that_are_written(tmp_path, source):
     (first, *_) = lines(out)
     assert tuple(first)[: len(records.FIELDS)] == records.FIELDS
     assert list(first)[len(records.FIELDS) :] == ["text", "n"]
-    assert bulk.OUTPUT_FORMAT == f"2 ({', '.join(records.FIELDS)})"
+    assert bulk.OUTPUT_FORMAT == f"3 ({', '.join(records.FIELDS)})"
     assert first["confidence"] == first["probability"] - 1, "the classifier's own figure"
 
 

@@ -19,7 +19,7 @@ from fenlei.inference.records import FIELDS
 JOURNAL_VERSION = 1
 # No run is finished in another form than it began: raise the number when chunks, staged lines or the meaning of a field
 # change. Fields that come or go are noticed by themselves.
-OUTPUT_FORMAT = f"2 ({', '.join(FIELDS)})"
+OUTPUT_FORMAT = f"3 ({', '.join(FIELDS)})"
 PREDICTING = "predicting"
 PUBLISHING = "publishing"
 

@@ -6,30 +6,38 @@ import base64
 import datetime
 import decimal
 import json
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
 from fenlei.data.columns import Columns
 from fenlei.data.example import Example
+from fenlei.data.files import json_text
 from fenlei.data.tables import clean_text
 from fenlei.modeling.prediction import Prediction
 
 FIELDS = ("id", "label", "probability", "probabilities", "confidence", "abstained", "truncated")
 # the name of the only member of an object that stands for a value which JSON has no form for
 _TYPE = "\0type"
+_TAKEN = re.compile(f"(input_)*({'|'.join(FIELDS)})")
 
 
 def carried_columns(example: Example, columns: Columns) -> dict[str, Any]:
     """The columns of the input that go with a prediction, by their names in the input."""
     # a conversation is one column with text and label in it: here they go apart
     plain = columns.form != "messages"
-    carried: dict[str, Any] = {columns.text if plain else "text": example.text}
+    given = {columns.id, columns.candidates, *example.extra}
+
+    def free(name: str) -> str:
+        return free(f"input_{name}") if name in given else name
+
+    carried: dict[str, Any] = {columns.text if plain else free("text"): example.text}
     if columns.id and columns.id != "id":
         carried[columns.id] = example.id
     if columns.candidates and example.candidates is not None:
         carried[columns.candidates] = example.candidates_text or list(example.candidates)
     if columns.label and example.label is not None:
-        carried[columns.label if plain else "input_label"] = example.label
+        carried[columns.label if plain else free("label")] = example.label
     carried.update(example.extra)
     return carried
 
@@ -41,7 +49,8 @@ def make_record(
 
     ``id``, ``label``, ``probability``, ``probabilities`` (label -> p), ``confidence`` (compared with the threshold
     for abstaining), ``abstained`` and ``truncated``, then the input's columns. An input column whose name is taken
-    becomes ``input_<name>``.
+    becomes ``input_<name>``, and so does one that has such a name already (``input_label`` of a file that is predicted
+    for the second time becomes ``input_input_label``): two columns never become one, in whichever rows they stand.
 
     Args:
         example: the row.
@@ -60,18 +69,18 @@ def make_record(
     }
     for name, value in carried_columns(example, columns).items():
         if keep is None or name in keep:
-            record[f"input_{name}" if name in FIELDS else name] = value
+            record[f"input_{name}" if _TAKEN.fullmatch(name) else name] = value
     return record
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """A record as a line of JSON; what JSON has no form for (dates, bytes) as text."""
-    return _line(record, str)
+    """A record as a line of JSON; what JSON has no form for (dates, bytes, infinity) as text, NaN as null."""
+    return _encoded(json_text(record))
 
 
 def typed_line(record: dict[str, Any]) -> bytes:
     """A record as a line of JSON from which :func:`read_typed_line` makes the same values again, dates and all."""
-    return _line(record, _tagged)
+    return _encoded(json.dumps(_escaped(record), ensure_ascii=False, default=_tagged))
 
 
 def read_typed_line(line: bytes) -> dict[str, Any]:
@@ -80,12 +89,19 @@ def read_typed_line(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _line(record: dict[str, Any], other: Callable[[Any], Any]) -> bytes:
-    text = json.dumps(record, ensure_ascii=False, default=other) + "\n"
+def _encoded(line: str) -> bytes:
     try:
-        return text.encode("utf-8")
+        return f"{line}\n".encode()
     except UnicodeEncodeError:
-        return clean_text(text).encode("utf-8")
+        return f"{clean_text(line)}\n".encode()
+
+
+def _escaped(value: Any) -> Any:
+    """The value; an object of the input that looks like one of ours is written as its list of members."""
+    if isinstance(value, dict):
+        members = {name: _escaped(item) for name, item in value.items()}
+        return {_TYPE: ["object", list(members.items())]} if list(members) == [_TYPE] else members
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _tagged(value: Any) -> Any:
@@ -113,6 +129,7 @@ _MAKERS: dict[str, Callable[[Any], Any]] = {
     "duration": lambda parts: datetime.timedelta(*parts),
     "decimal": decimal.Decimal,
     "bytes": base64.b64decode,
+    "object": dict,
 }
 
 

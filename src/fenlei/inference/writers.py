@@ -8,7 +8,6 @@ into the final form. That is a pure function of the staged lines: after a crash 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fenlei.data.files import CsvWriter, json_text
 from fenlei.inference.records import read_typed_line
 
 # a row group ends at either: large enough for a small index, small enough for memory
@@ -85,10 +85,11 @@ def _write_csv(staged: Path, target: Path) -> None:
     try:
         buffered = io.BufferedWriter(raw, 1 << 20)
         text = io.TextIOWrapper(buffered, encoding="utf-8", newline="", write_through=True)
-        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-        writer.writeheader()
+        writer = CsvWriter(text)
+        writer.writerow(names)
         for line in _lines(staged):
-            writer.writerow({name: cell(value) for name, value in json.loads(line).items()})
+            record = json.loads(line)
+            writer.writerow([cell(record.get(name)) for name in names])
         text.flush()
         raw.force()
     finally:
@@ -98,7 +99,7 @@ def _write_csv(staged: Path, target: Path) -> None:
 def cell(value: Any) -> Any:
     """A value as it stands in a CSV file."""
     if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json_text(value)
     return str(value).lower() if isinstance(value, bool) else value
 
 
