@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ METHODS = ("none", "temperature", "bias")
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    runs = named(args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {run.name: one_run(run, args) for run in args.runs}
+    found = {name: one_run(name, run, args) for name, run in runs.items()}
     (args.out / "calibration.json").write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     text = "\n\n".join([methods_table(found), targets_table(found)])
     (args.out / "calibration.md").write_text(text + "\n", encoding="utf-8")
@@ -41,7 +43,17 @@ def parser() -> argparse.ArgumentParser:
     return described
 
 
-def one_run(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+def named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by their folders' names; where two have the same, the folders above are part of the names."""
+    paths = [run.resolve() for run in runs]
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["-".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(names, runs, strict=True))
+    raise SystemExit(f"{', '.join(map(str, runs))}: a run is named twice")
+
+
+def one_run(name: str, run: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Scores dev and test rows once; everything else is arithmetic."""
     from fenlei import TextClassifier
     from fenlei.config import RunConfig
@@ -70,18 +82,18 @@ def one_run(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         fit, metrics = fitted(method=method)
         fallback = fit.calibration.method if fit.calibration.method != method else None
         methods[method] = {
-            **{name: metrics[name] for name in FIGURES},
+            **{figure: metrics[figure] for figure in FIGURES},
             "temperature": fit.calibration.temperature,
             "fitted_instead": fallback,
         }
         if method == "temperature":
-            reliability_png(metrics, args.out / f"reliability-{run.name}.png", title=f"{run.name}, test")
+            reliability_png(metrics, args.out / f"reliability-{name}.png", title=f"{name}, test")
     wanted = [("target_precision", p) for p in args.precision] + [("target_coverage", c) for c in args.coverage]
-    for name, value in wanted:
-        fit, metrics = fitted(**{name: value})
+    for target, value in wanted:
+        fit, metrics = fitted(**{target: value})
         targets.append(
             {
-                "target": name.removeprefix("target_"),
+                "target": target.removeprefix("target_"),
                 "value": value,
                 "met": fit.unmet is None,
                 "dev": fit.calibration.fit.get("abstain"),
