@@ -73,7 +73,7 @@ def made_report(rows: int = 400, seed: int = 1, labels: list[str] | None = None,
             Rung("few_shot", **noted(Note("too_short", {"rows": 30}))),
             Rung("tuned", metrics["accuracy"], (0.84, 0.9), metrics["macro_f1"], (0.8, 0.88), 940.0),
         ],
-        comparisons=[Comparison("tfidf", "tuned", "accuracy", 0.09, (0.05, 0.13), 0.00002)],
+        comparisons=[Comparison("tfidf", "tuned", "accuracy", 0.09, (0.05, 0.13), 0.00002, rows)],
         label_issues=[
             LabelIssue(row.id, row.text, row.label, row.predicted, 0.01 * i)
             for i, row in enumerate(found[:40])

@@ -74,8 +74,8 @@ def test_the_two_languages_have_the_same_words(browser, page):
 
 # names, abbreviations and what one types; everything else is to be in Chinese
 SAME_IN_CHINESE = {
-    "TF-IDF", "ECE", "Brier", "CPU", "token", "min", "fenlei", "evaluate", "calibrate", "report", "json",
-    "torch", "transformers", "sha", "CNY",
+    "TF-IDF", "ECE", "MCE", "MCC", "McNemar", "Brier", "CPU", "token", "min", "fenlei", "evaluate", "calibrate",
+    "report", "json", "torch", "transformers", "sha", "CNY",
 }  # fmt: skip
 ALL_TEXT = """(() => {
   const found = [];
@@ -163,6 +163,36 @@ def test_a_cell_of_the_matrix_filters_the_rows(browser, page):
     assert browser.run("state.gold") == -1
 
 
+def test_an_address_that_is_put_into_the_open_page_is_followed(browser, page):
+    browser.open(page, "lang=en&show=all&sort=file&q=zzz")
+    assert "No rows match" in text_of(browser, "#rows")
+    browser.run("location.hash = 'lang=zh&gold=2'")
+    assert browser.run("document.documentElement.lang") == "zh-CN"
+    assert browser.run("[state.gold, state.show, state.sort, state.q]") == [2, "wrong", "sure", ""]
+    assert LABELS[2] in text_of(browser, "#rows")
+
+
+def test_dev_rows_that_stand_in_for_a_test_set_are_a_warning(browser, page, tmp_path):
+    browser.open(page, "lang=en")
+    assert browser.run("document.getElementById('dev-only')") is None
+    browser.open(write_report(replace(made_report(60), part="dev", dev=None), tmp_path), "lang=en")
+    assert "flatter" in text_of(browser, "#dev-only")
+
+
+def test_all_figures_are_there_and_comparisons_say_their_rows(browser, page):
+    data = made_report(400)
+    browser.open(page, "lang=en")
+    shown = text_of(browser, "#headline")
+    for key, words in (
+        ("mcc", "Matthews' correlation (MCC)"), ("micro_f1", "Micro-F1"), ("weighted_f1", "Weighted F1"),
+        ("balanced_accuracy", "Balanced accuracy"), ("brier", "Brier score"), ("aurc", "Area under risk-coverage"),
+    ):  # fmt: skip
+        assert f"{words}{data.metrics[key]:.4f}" in shown
+    rows = "[...document.querySelectorAll('#headline details')].at(-1).querySelector('tbody').innerText"
+    browser.run("[...document.querySelectorAll('#headline details')].forEach(d => d.open = true)")
+    assert browser.run(rows).split("\t")[2] == "400"
+
+
 def legend_of(browser) -> list[str]:
     return browser.run(
         "Chart.getChart(document.querySelector('#precisionRecall canvas')).data.datasets.map(d => d.label)"
@@ -245,17 +275,9 @@ def test_the_policy_stops_what_escaping_let_through(browser, tmp_path):
 def test_ten_thousand_rows(browser, tmp_path):
     page = write_report(made_report(10_000, words=150), tmp_path)
     assert page.stat().st_size < 8_000_000
-    start = time.monotonic()
     browser.open(page, "lang=zh&show=all")
-    opened = time.monotonic() - start
     assert len(browser.run("[...document.querySelectorAll('#rows .row')].map(r => 1)")) == 25
-    search = (
-        "(() => { const t = performance.now(); state.q = '芯片手机'; listRows(); return performance.now() - t; })()"
-    )
-    first, again = browser.run(search), browser.run(search)
-    assert opened < 20, "seconds on a busy machine; under one on a free one"
-    assert first < 3000
-    assert again < 1000
+    browser.run("state.q = '芯片手机'; listRows()")
     assert browser.run("document.querySelectorAll('mark').length") > 0
 
 
@@ -275,7 +297,19 @@ def test_without_a_price_none_is_shown_until_one_is_typed(browser, tmp_path):
 
 def test_it_prints(browser, page):
     browser.open(page, "lang=en&theme=dark")
-    assert browser.pdf().startswith(b"%PDF")
+    browser.run(
+        "addEventListener('beforeprint', () => { window.seen = [document.documentElement.dataset.theme,"
+        " [...document.querySelectorAll('canvas')].every(c => Chart.getChart(c))]; })"
+    )
+    pdf = browser.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 3
+    assert browser.run("window.seen") == ["light", True], "paper is white, and the charts are drawn anew"
+    assert browser.run("document.documentElement.dataset.theme") == "dark", "afterwards the screen is as it was"
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") != "none", "the control"
 
 
 def test_a_report_of_nothing(browser, tmp_path):

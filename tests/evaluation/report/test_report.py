@@ -10,11 +10,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.notes import ENGLISH
-from fenlei.evaluation.report import Comparison, Cost, ReportData, Row, Rung, model_card, report_json, write_report
+from fenlei.evaluation.report import (
+    Comparison,
+    Cost,
+    LabelIssue,
+    ReportData,
+    Row,
+    Rung,
+    model_card,
+    report_json,
+    write_report,
+)
 from fenlei.evaluation.report import write as writing
+from fenlei.evaluation.report.card import escape, languages
 from fenlei.evaluation.report.figures import curve, length_bins, truncation_effect, verdict
-from fenlei.evaluation.report.rows import MOST_ROWS, compact_curves, compact_rows
+from fenlei.evaluation.report.rows import MOST_ROWS, bytes_in_page, compact_curves, compact_rows
+from fenlei.modeling.calibration import Calibration
+from fenlei.modeling.prediction import make_predictions
 from tests.evaluation.report.made import LABELS, made_report
 
 EVIL = '</script><img src=x onerror="alert(1)"><!--'
@@ -85,6 +99,31 @@ def test_texts_are_cut_to_the_budget_right_ones_first():
     assert len(found["text"][0]) > 3 * len(found["text"][1]), "wrong ones keep more"
     assert set(found["length"]) == {1000}
     assert compact_rows(rows, ["a", "b"])["limit"] is None
+
+
+def test_markup_counts_as_it_stands_in_the_page(tmp_path):
+    """A ``<`` takes six bytes there."""
+    html = "<p class=a>&nbsp;</p>" * 30
+    rows = [row(i, right=i % 10 > 0, text=f"{i}{html}") for i in range(10_000)]
+    issues = [LabelIssue(str(i), "<" * 2000, "a", "b", 0.1) for i in range(500)]
+    page = write_report(ReportData("r", "test", ["a", "b"], rows=rows, label_issues=issues), tmp_path)
+    assert 4_000_000 < page.stat().st_size < 8_000_000
+    for text in ("plain", "汉字", 'quote " \\ \n\x00', "<a&b>", "\ud800", "\u2028"):
+        block = writing.data_block({"": text}).encode("utf-8", "backslashreplace")
+        assert bytes_in_page(text) == pytest.approx(len(block) - len('{"":}'), abs=3)
+
+
+def test_a_page_of_many_labels_is_small(tmp_path):
+    names = [f"l{i}" for i in range(1500)]
+    gold = [names[i % 1500] for i in range(3000)]
+    made = make_predictions([tuple(names[:2])] * 3000, [[-0.1, -2.4]] * 3000, [False] * 3000, Calibration())
+    metrics = evaluate_predictions(gold, made, names, full=False)
+    page = write_report(ReportData("r", "test", names, metrics=metrics), tmp_path)
+    assert page.stat().st_size < 1_000_000
+    block = re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert block is not None
+    assert json.loads(block[1])["metrics"]["confusion"] == [[i, 0, 2] for i in range(1500)]
+    assert len(json.loads((tmp_path / "report.json").read_text("utf-8"))["metrics"]["confusion"]) == 1500
 
 
 def test_of_too_many_rows_all_wrong_ones_stay():
@@ -231,16 +270,46 @@ def test_the_price():
 def test_the_card_shows_figures_and_no_markup(data):
     labels = {"names": [f"{EVIL}|{name}" for name in LABELS], "descriptions": {}}
     base = {"spec": "ms:Qwen/Qwen1.5-7B-Chat@v1", "source": "modelscope"}
-    card = model_card(f"{EVIL}\nname", labels, base, metrics=data.metrics, config=dict(data.config or {}))
+    texts = [row.text for row in data.rows]
+    card = model_card(f"{EVIL}\nname", labels, base, metrics=data.metrics, config=dict(data.config or {}), texts=texts)
     head, body = card.split("---\n", 2)[1:]
     values = yaml.safe_load(head)
     assert values["base_model"] == "Qwen/Qwen1.5-7B-Chat"
-    assert values["language"] == ["zh", "en"]
+    assert values["language"] == ["zh"], "of the texts, not of the label names"
+    assert (values["base_model_relation"], "lora" in values["tags"]) == ("adapter", True)
+    low, high = data.metrics["intervals"]["accuracy"]
+    assert f"| Accuracy | {data.metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) |" in body
     results = values["model-index"][0]["results"][0]
     assert results["metrics"][0]["value"] == pytest.approx(data.metrics["accuracy"], abs=1e-6)
     assert not re.search(r"(?<!\\)<(img|/script|!--)", body)
     table = body[body.index("## Labels") : body.index("## Figures")]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table.split("\n") if line.startswith("|"))
+
+
+def test_the_card_of_a_model_that_was_tuned_as_a_whole():
+    base = {"spec": "Qwen/Qwen1.5-7B-Chat", "source": "modelscope"}
+    card = model_card("c", {"names": ["Agriculture", "Art"]}, base, config={"lora": {"method": "full"}})
+    values = yaml.safe_load(card.split("---\n", 2)[1])
+    assert values["base_model_relation"] == "finetune"
+    assert "lora" not in values["tags"]
+    assert "language" not in values, "English names may stand over texts of any language"
+
+
+def test_languages_are_those_of_the_texts():
+    assert languages(["国足今晚迎战韩国队 OK"]) == ["zh"]
+    assert languages(["今日は良い天気ですね"]) == ["ja"]
+    assert languages(["오늘 날씨가 좋네요", "国足今晚迎战韩国队"]) == ["zh", "ko"]
+    assert languages(["Guten Morgen, 你好 to everybody who reads this line"]) == languages([]) == []
+
+
+@pytest.mark.parametrize("label", ["see https://evil.example/x", "HTTP://e.example", "WWW.evil.example", "a@b.example"])
+def test_no_label_becomes_a_link_on_a_hub(label):
+    """GitHub and Hugging Face link bare addresses, some of them after backslash escapes are gone."""
+    address = re.compile(r"(?i)https?://|www\.|[\w.+-]+@\w")
+    assert address.search(label), "the control is one"
+    shown = re.sub(r"\\(.)", r"\1", escape(label))
+    assert not address.search(shown)
+    assert shown.replace("\u2060", "") == label
 
 
 def test_the_card_names_no_path():

@@ -10,10 +10,18 @@ from typing import Any
 from fenlei.artifact import CARD, Artifact
 from fenlei.modeling.calibration import Calibration
 
-_HAN = re.compile(r"[\u4e00-\u9fff]")
-_LATIN = re.compile(r"[A-Za-z]")
+# scripts that one language is written in; Latin letters may be any of hundreds
+_SCRIPTS = {
+    "zh": re.compile(r"[\u4e00-\u9fff]"),
+    "ja": re.compile(r"[\u3041-\u30ff]"),
+    "ko": re.compile(r"[\uac00-\ud7a3]"),
+}
+_TEXTS_READ = 1000
+_LEAST_SHARE = 0.1
 # what begins or ends a link, an image, an element, code, emphasis, a table cell or an entity in Markdown
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|&~$])")
+# Hubs link bare addresses, some after all escapes are gone, so these are broken by a word joiner, which nobody sees.
+_ADDRESS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 _FIGURES = (
     ("accuracy", "Accuracy", "accuracy"),
     ("macro_f1", "Macro-F1", "f1"),
@@ -32,6 +40,7 @@ def model_card(
     metrics: Mapping[str, Any] | None = None,
     part: str = "test",
     calibration: Mapping[str, Any] | None = None,
+    texts: Sequence[str] = (),
 ) -> str:
     """Writes the model card.
 
@@ -43,13 +52,14 @@ def model_card(
         metrics: of :func:`fenlei.evaluation.evaluate_predictions`; without them the card gives no figures.
         part: what they were measured on: ``test`` or ``dev``.
         calibration: content of calibration.json.
+        texts: some that it was measured on; they say which language it is for.
 
     Returns:
         Markdown with a YAML head. Names from the data cannot become markup.
     """
     names = [str(label) for label in labels["names"]]
     parts = [
-        _front_matter(name, names, base_model, metrics, part),
+        _front_matter(name, base_model, (config or {}).get("lora", {}).get("method", "lora"), metrics, part, texts),
         f"# {escape(name)}\n",
         _what(names, base_model),
         _labels(names, labels.get("descriptions") or {}, metrics),
@@ -87,31 +97,38 @@ def card_of_copy(
 
 def escape(text: str) -> str:
     """A text that Markdown shows as it is, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    line = _ADDRESS.sub("\u2060", " ".join(str(text).split()))
+    return _MARKUP.sub(r"\\\1", line)
 
 
 def languages(texts: Sequence[str]) -> list[str]:
-    """``zh``, ``en`` or both: what the letters of the label names say."""
-    joined = "".join(texts)
-    found = [code for code, pattern in (("zh", _HAN), ("en", _LATIN)) if pattern.search(joined)]
-    return found or ["en"]
+    """``zh``, ``ja``, ``ko``: those whose script has a tenth of the letters. Of others the script does not tell."""
+    joined = "".join(texts[:_TEXTS_READ])
+    letters = max(1, sum(map(str.isalpha, joined)))
+    found = [code for code, script in _SCRIPTS.items() if len(script.findall(joined)) >= _LEAST_SHARE * letters]
+    return [code for code in found if code != "zh" or "ja" not in found]  # Japanese is written with both
 
 
 def _front_matter(
-    name: str, names: Sequence[str], base_model: Mapping[str, Any], metrics: Mapping[str, Any] | None, part: str
+    name: str,
+    base_model: Mapping[str, Any],
+    method: str,
+    metrics: Mapping[str, Any] | None,
+    part: str,
+    texts: Sequence[str],
 ) -> str:
     import yaml
 
-    spec = hub_id(base_model)
+    spec, whole = hub_id(base_model), method == "full"
     head: dict[str, Any] = {
-        "language": languages(names),
-        "tags": ["text-classification", "fenlei", "lora"],
+        **({"language": found} if (found := languages(texts)) else {}),
+        "tags": ["text-classification", "fenlei", *([] if whole else ["lora"])],
         "pipeline_tag": "text-classification",
         "library_name": "fenlei",
     }
     if spec:
         head["base_model"] = spec
-        head["base_model_relation"] = "adapter"
+        head["base_model_relation"] = "finetune" if whole else "adapter"
     if metrics:
         head["metrics"] = ["accuracy", "f1"]
         results = [
@@ -164,9 +181,7 @@ def _labels(names: Sequence[str], descriptions: Mapping[str, str], metrics: Mapp
 def _figures(metrics: Mapping[str, Any] | None, part: str) -> str:
     if not metrics:
         return "## Figures\n\nThis classifier was not evaluated on labelled rows.\n"
-    from fenlei.evaluation.report.figures import share
-
-    low, high = share(round(metrics["accuracy"] * metrics["n"]), metrics["n"])["interval"]
+    sure = metrics.get("intervals") or {}
     where = {
         "test": f"On {metrics['n']} test rows, which were used for nothing else",
         "dev": f"On {metrics['n']} development rows, by which the weights and the calibration were chosen, so these "
@@ -175,7 +190,8 @@ def _figures(metrics: Mapping[str, Any] | None, part: str) -> str:
     lines = [f"## Figures\n\n{where}:\n", "| figure | value |", "|---|---|"]
     for key, title, _ in _FIGURES:
         if key in metrics:
-            more = f" (95 % interval {low:.4f} to {high:.4f})" if key == "accuracy" else ""
+            ends = sure.get(key)
+            more = f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
             lines.append(f"| {title} | {metrics[key]:.4f}{more} |")
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fenlei.evaluation.ladder import outcome
 from fenlei.evaluation.report.data import RUNGS, Comparison, Cost, ReportData, Row, Rung
+from fenlei.evaluation.significance import wilson_interval
 from fenlei.tracking.record import plain
 
 FORMAT = 1
@@ -70,12 +71,10 @@ def headline(data: ReportData) -> dict[str, Any]:
 
 
 def share(right: int, rows: int) -> dict[str, Any]:
-    """A share of right answers with its 95 % interval (Clopper and Pearson 1934)."""
-    from fenlei.evaluation.selective import exact_interval
-
+    """A share of right answers with its 95 % interval (Wilson's, as that of the headline)."""
     if not rows:
         return {"n": 0, "right": 0, "accuracy": None, "interval": None}
-    return {"n": rows, "right": right, "accuracy": right / rows, "interval": exact_interval(right, rows)}
+    return {"n": rows, "right": right, "accuracy": right / rows, "interval": list(wilson_interval(right, rows))}
 
 
 def ladder(data: ReportData) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from fenlei.durable import write_bytes
 from fenlei.evaluation.report.data import ReportData
 from fenlei.evaluation.report.figures import report_json
-from fenlei.evaluation.report.rows import compact_curves, compact_issues, compact_rows
+from fenlei.evaluation.report.rows import compact_confusion, compact_curves, compact_issues, compact_rows
 from fenlei.tracking.record import plain
 
 _PARTS = Path(__file__).with_name("page")
@@ -57,10 +57,13 @@ def render_page(data: ReportData, figures: dict[str, Any] | None = None) -> byte
         figures: of :func:`report_json`, when they are there already.
     """
     shown = report_json(data) if figures is None else figures
+    metrics = dict(shown["metrics"]) if shown["metrics"] else None
+    if metrics is not None:  # with many labels these are long
+        metrics.pop("precision_recall", None)
+        metrics["confusion"] = compact_confusion(metrics["confusion"])
     payload = {
         **shown,
-        # in a smaller form below: with many labels they are long
-        "metrics": {k: v for k, v in shown["metrics"].items() if k != "precision_recall"} if shown["metrics"] else None,
+        "metrics": metrics,
         "precision": plain(compact_curves(data.metrics)),
         "browser": plain(compact_rows(data.rows, data.labels)) if data.rows else None,
         "label_issues": None if data.label_issues is None else plain(compact_issues(data.label_issues)),

@@ -44,6 +44,8 @@ readAddress();
 render();
 document.getElementById("language").addEventListener("click", () => { state.lang = state.lang === "zh" ? "en" : "zh"; writeAddress(); render(); });
 document.getElementById("theme").addEventListener("click", () => { state.theme = state.theme === "dark" ? "light" : "dark"; writeAddress(); render(); });
+// an address that was passed on, put into the page that is open
+window.addEventListener("hashchange", () => { readAddress(); render(); });
 // paper is white
 let shownTheme = null;
 window.addEventListener("beforeprint", () => { shownTheme = state.theme; document.documentElement.dataset.theme = "light"; drawCharts(); });

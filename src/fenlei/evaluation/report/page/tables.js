@@ -4,6 +4,8 @@ function tile(what, value, ...more) {
     more.filter(Boolean).map((m) => el("div", { class: "more" }, m)));
 }
 
+const FIGURES = ["accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "mcc", "average_precision", "log_loss", "brier", "ece", "mce", "aurc"];
+
 function headlineSection() {
   const m = DATA.metrics;
   const h = DATA.headline;
@@ -21,6 +23,10 @@ function headlineSection() {
       tile(w("ece"), fixed(m.ece), before ? w("before", { v: fixed(before.ece) }) : null),
       tile(w("log_loss"), fixed(m.log_loss), before ? w("before", { v: fixed(before.log_loss) }) : null),
       m.abstain_rate > 0 ? tile(w("abstain_rate"), percent(m.abstain_rate), isNumber(m.answered_accuracy) ? w("answeredAccuracy", { v: percent(m.answered_accuracy) }) : null) : null));
+    const sure = m.intervals || {};
+    parts.push(folded(w("allFigures"), table([w("metric"), w("value"), "95 %"], FIGURES.filter((k) => isNumber(m[k]))
+      .map((k) => [w(k), fixed(m[k], 4), sure[k] ? range(sure[k], (v) => fixed(v, 4)) : ""]))));
+    if (DATA.part === "dev") parts.push(el("p", { class: "note unclear", id: "dev-only" }, w("devOnly")));
   }
   const { rungs, comparisons, verdict } = DATA.ladder;
   const value = (key) => percent((rungs.find((r) => r.key === key) || {}).accuracy);
@@ -69,31 +75,32 @@ const MOST_IN_MATRIX = 40;
 function confusionSection() {
   const m = DATA.metrics;
   if (!m) return null;
-  const grid = m.confusion;
+  const cells = m.confusion; // [right, predicted, count]; all others are 0
   const names = m.labels;
-  const errors = names.map((_, i) => grid[i].reduce((s, v, j) => s + (i === j ? 0 : v), 0) + grid.reduce((s, row, j) => s + (i === j ? 0 : row[i]), 0));
+  const errors = names.map(() => 0);
+  for (const [i, j, v] of cells) if (i !== j) { errors[i] += v; errors[j] += v; }
   let kept = names.map((_, i) => i);
   const many = names.length > MOST_IN_MATRIX;
   if (many) kept = kept.sort((a, b) => errors[b] - errors[a]).slice(0, MOST_IN_MATRIX).sort((a, b) => a - b);
-  const pairs = [];
-  grid.forEach((row, i) => row.forEach((v, j) => { if (i !== j && v) pairs.push([i, j, v]); }));
-  pairs.sort((a, b) => b[2] - a[2]);
+  const pairs = cells.filter(([i, j]) => i !== j).sort((a, b) => b[2] - a[2]);
   const shown = pairs.slice(0, 10);
   return section("confusion", w("confusionLead"), many ? el("p", { class: "hint" }, w("confusionMany", { n: MOST_IN_MATRIX })) : null,
-    matrix(grid, names, kept), shown.length ? [el("h3", {}, w("worstPairs")), el("div", { class: "scroll", tabindex: "0" }, el("table", {},
+    matrix(cells, names, kept), shown.length ? [el("h3", {}, w("worstPairs")), el("div", { class: "scroll", tabindex: "0" }, el("table", {},
       el("thead", {}, el("tr", {}, el("th", { class: "text" }, w("gold")), el("th", { class: "text" }, w("said")), el("th", {}, w("count")))),
       el("tbody", {}, shown.map(([i, j, v]) => el("tr", {}, el("td", { class: "text" }, names[i]), el("td", { class: "text" }, names[j]),
         el("td", {}, DATA.browser ? el("button", { type: "button", class: "link", onclick: () => choose(i, j, "all") }, whole(v)) : whole(v)))))))] : null);
 }
 
-function matrix(grid, names, kept) {
+function matrix(cells, names, kept) {
+  const totals = names.map(() => 0);
+  for (const [i, , v] of cells) totals[i] += v;
+  const counts = new Map(cells.map(([i, j, v]) => [`${i},${j}`, v]));
   const longest = Math.min(12, 1.3 + 0.62 * Math.max(...kept.map((i) => [...names[i]].reduce((s, c) => s + (c > "⺀" ? 1.6 : 1), 0))));
   const body = el("tbody", {}, kept.map((i) => {
-    const total = grid[i].reduce((a, b) => a + b, 0);
     return el("tr", {}, el("th", { scope: "row", title: names[i] }, names[i]), kept.map((j) => {
-      const v = grid[i][j];
+      const v = counts.get(`${i},${j}`);
       if (!v) return el("td", { class: "zero" }, "·");
-      const share = v / total;
+      const share = v / totals[i];
       const tint = i === j ? "--tint" : null;
       const name = w("cell", { gold: names[i], said: names[j], n: whole(v) });
       const back = tint ? `rgb(var(--tint) / ${0.1 + 0.55 * share})` : `rgb(214 69 50 / ${Math.min(0.75, 0.14 + 1.1 * share)})`;

@@ -1,7 +1,9 @@
 // State, words and small helpers. Text of the data reaches the page through textContent only.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const NAMES = DATA.browser ? DATA.browser.names : DATA.labels;
-const state = { lang: "en", theme: "light", gold: -1, said: -1, show: "wrong", sort: "sure", q: "", page: 1, curve: -1, price: null };
+// What the address leaves out.
+const PLAIN = { gold: -1, said: -1, show: "wrong", sort: "sure", q: "", page: 1, curve: -1 };
+const state = { lang: "en", theme: "light", ...PLAIN, price: null };
 
 function w(key, values) {
   const text = WORDS[state.lang][key] ?? WORDS.en[key] ?? key;
@@ -84,14 +86,14 @@ function readAddress() {
   }
   const n = Number.parseInt(given.get("curve") ?? "-1", 10);
   state.curve = DATA.precision && n >= 0 && n < DATA.precision.curves.length ? n : -1;
-  for (const [name, known] of [["show", SHOWN], ["sort", SORTED]]) if (given.get(name) in known) state[name] = given.get(name);
+  for (const [name, known] of [["show", SHOWN], ["sort", SORTED]]) state[name] = given.get(name) in known ? given.get(name) : PLAIN[name];
   state.q = given.get("q") ?? "";
   state.page = Math.max(1, Number.parseInt(given.get("page") ?? "1", 10) || 1);
 }
 
 function writeAddress() {
   const kept = new URLSearchParams({ lang: state.lang, theme: state.theme });
-  for (const [name, plain] of [["gold", -1], ["said", -1], ["show", "wrong"], ["sort", "sure"], ["q", ""], ["page", 1], ["curve", -1]])
+  for (const [name, plain] of Object.entries(PLAIN))
     if (state[name] !== plain) kept.set(name, state[name]);
   try { history.replaceState(null, "", `#${kept}`); } catch { /* some viewers have no history */ }
 }
