@@ -21,7 +21,7 @@ from fenlei.errors import ConfigError
 
 PresetName = Literal["default", "tutorial"]
 # the default of train.learning_rate by lora.method, where it is another one
-LEARNING_RATES = {"full": 2e-5}
+LEARNING_RATES = {"rslora": 2e-4, "pissa": 2e-4, "full": 2e-5}
 _GROUPS = (
     "data", "model", "prompt", "lora", "train", "speed", "tracking", "inference", "calibration", "evaluation", "report",
 )  # fmt: skip
@@ -156,8 +156,9 @@ class TrainConfig(Part):
     """Passes over the training rows."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimizer steps, whatever `epochs` says."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate; by default a tenth of this with `lora.method=full`."""
+    learning_rate: float = Field(default=4e-4, gt=0)
+    """Peak learning rate; by default 2e-4 with `lora.method=rslora` or `pissa`, whose steps go further, and 2e-5 with
+    `full`. Measured with a model of 0.5 B parameters (docs/benchmarks.md)."""
     batch_size: int = Field(default=16, ge=1)
     """Rows an optimizer step, over all devices."""
     micro_batch_tokens: int | None = Field(default=None, ge=16)
@@ -184,7 +185,8 @@ class TrainConfig(Part):
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many checkpoints are kept beside the best one."""
     eval_steps: int | None = Field(default=None, ge=1)
-    """Dev macro-F1 every so many steps; by default once an epoch, at least every 100 steps."""
+    """Dev macro-F1 every so many steps; by default once an epoch, in a long one every 100 steps, or less often where
+    the dev set is so large that scoring it would take more than about a tenth of the time."""
     early_stopping: int = Field(default=3, ge=0)
     """End after so many dev evaluations without a better macro-F1; 0 never."""
     seed: int = Field(default=42, ge=0)

@@ -266,7 +266,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(run, fenlei, tmp_path, tiny
 def test_show_settings_lists_every_field(fenlei):
     code, out, _ = fenlei("train", "--show-settings")
     assert code == 0
-    for name in ("train.learning_rate=0.0002", "prompt.truncation=head", "tracking.mode=auto"):
+    for name in ("train.learning_rate=0.0004", "prompt.truncation=head", "tracking.mode=auto"):
         assert name in out
     lines = out.rstrip("\n").split("\n")
     assert all(help_line.startswith("    ") and help_line.strip() for help_line in lines[1::2]), "a field without help"

@@ -44,7 +44,7 @@ def demo(
 
 
 def demo_config(model: str, run_dir: Path, overrides: list[str]) -> RunConfig:
-    """The demo's settings: the default preset on the sample, all nine labels as candidates, a higher rate."""
+    """The demo's settings: the default preset on the sample, all nine labels as candidates."""
     from fenlei.config import RunConfig
 
     sample = files("fenlei") / "demo_data"
@@ -57,8 +57,6 @@ def demo_config(model: str, run_dir: Path, overrides: list[str]) -> RunConfig:
                 "candidates": "all",
             },
             "model": {"spec": model},
-            # twice the default: 162 rows make only 22 steps (measured in docs/benchmarks.md)
-            "train": {"learning_rate": 4e-4},
             "tracking": {"project": "fenlei-demo"},
             # zero-shot is measured on all rows before training
             "evaluation": {"ladder": ["majority", "tfidf"]},
