@@ -87,6 +87,10 @@ def test_evaluate_with_ladder(run, tmp_path, monkeypatch, capfd):
         assert again[key] == first[key]
     assert "baseline ladder, 36 rows" in out
     assert found["ladder"]["verdict"] in out
+    low, high = found["intervals"]["accuracy"]
+    assert f"95% intervals: accuracy {low:.4f} to {high:.4f}" in out
+    for key, words in (("mcc", "MCC"), ("balanced_accuracy", "balanced accuracy"), ("brier", "Brier")):
+        assert f"{words} {found[key]:.4f}" in out
 
 
 @pytest.mark.parametrize("command", ["evaluate", "calibrate"])

@@ -20,7 +20,7 @@ def evaluate(
 ) -> None:
     """Score a classifier on labelled data."""
     from fenlei.artifact import find_classifier, write_json
-    from fenlei.cli.figures import calibration_line, check_json_out, check_out
+    from fenlei.cli.figures import calibration_line, check_json_out, check_out, more_lines
     from fenlei.cli.report import check_report_out, evaluate_with_report, price_of
 
     find_classifier(run)
@@ -46,6 +46,8 @@ def evaluate(
     stdout = output_console()
     stdout.print(metrics_table(metrics, str(file)))
     stdout.print(headline(metrics))
+    for line in more_lines(metrics):
+        stdout.print(line, soft_wrap=True)
     stdout.print(calibration_line(metrics), soft_wrap=True)
     price = price_of(metrics, classifier.config.report)
     if price is not None and price.price_note:

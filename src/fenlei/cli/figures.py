@@ -28,6 +28,29 @@ def calibration_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def more_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The intervals of the main figures, and the figures that the first line does not name."""
+    sure = metrics.get("intervals") or {}
+    ends = [
+        f"{words} {sure[key][0]:.4f} to {sure[key][1]:.4f}"
+        for key, words in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("log_loss", "log loss"))
+        if sure.get(key)
+    ]
+    figures = [
+        f"{words} {metrics[key]:.4f}"
+        for key, words in (
+            ("weighted_f1", "weighted F1"),
+            ("micro_f1", "micro-F1"),
+            ("balanced_accuracy", "balanced accuracy"),
+            ("mcc", "MCC"),
+            ("average_precision", "mean average precision"),
+            ("brier", "Brier"),
+        )
+        if key in metrics
+    ]
+    return [*([f"{sure['level']:.0%} intervals: {', '.join(ends)}"] if ends else []), ", ".join(figures)]
+
+
 def check_out(option: str, path: Path | None, sources: Sequence[str | None] = ()) -> None:
     """Finds out before any work whether a file can be written, and that it is none of the data.
 
