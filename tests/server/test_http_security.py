@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.server.client import opened, said
 from tests.server.fake_models import Panic
 
 KEY, OTHER = "k" * 20 + "-one", "k" * 20 + "-two"
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 CLASSIFY, BODY = "/v1/classify", {"text": "好"}
 
 
@@ -87,12 +90,21 @@ class TestOrigin:
             ("http://localhost:8000", "localhost:8000"),
             ("http://localhost", "localhost:80"),
             ("https://localhost", "localhost"),  # behind a proxy that speaks TLS
-            ("https://localhost:8443", "localhost:8443"),  # whose port is passed on, too: $http_host of nginx
+            ("https://localhost:8443", "localhost:8443"),
         ],
     )
     def test_own_pages(self, origin, host):
         with opened() as client:
             assert client.post(CLASSIFY, json=BODY, headers={"Host": host, "Origin": origin}).status_code == 200
+
+    def test_pages_behind_a_proxy(self):
+        """As docs/serving.md has nginx pass the name that the browser uses, on a port of its own, too."""
+        (variable,) = re.findall(r"proxy_set_header Host (\$\w+);", DOCS.read_text("utf-8"))
+        with opened(allowed_hosts=("models.example",)) as client:
+            for port in ("", ":8443"):
+                host = {"$http_host": f"models.example{port}", "$host": "models.example"}[variable]
+                headers = {"Host": host, "Origin": f"https://models.example{port}"}
+                assert client.post(CLASSIFY, json=BODY, headers=headers).status_code == 200
 
     @pytest.mark.parametrize(
         "origin",
@@ -184,17 +196,17 @@ class TestAddress:
 
     @pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "::1"])
     def test_it_is_listened_on(self, host):
-        settings = ServeSettings(host=host, port=0)
+        bare, family = ("::1", socket.AF_INET6) if ":" in host else (host, socket.AF_INET)
         try:
-            with socket.create_server((settings.host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-                pass
+            socket.create_server((bare, 0), family=family).close()
         except OSError as error:
-            pytest.skip(f"this machine has no {host}: {error}")
+            pytest.skip(f"this machine has no {bare}: {error}")
+        settings = ServeSettings(host=host, port=0)
         with run._listen(settings) as listener:
             port = listener.getsockname()[1]
             assert run._url(settings, listener) == f"http://{'[::1]' if ':' in host else host}:{port}"
             listener.listen()
-            socket.create_connection((settings.host, port)).close()
+            socket.create_connection((bare, port)).close()
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "models.example", "127.0.0.1.evil.example"])
     def test_others_need_a_key_or_a_word(self, host, key_file):
