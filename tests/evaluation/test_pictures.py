@@ -6,7 +6,14 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fenlei.evaluation import evaluate_predictions, pictures
-from fenlei.evaluation.pictures import classes_png, ladder_png, reliability_png, risk_coverage_png
+from fenlei.evaluation.pictures import (
+    classes_png,
+    ladder_png,
+    length_png,
+    precision_recall_png,
+    reliability_png,
+    risk_coverage_png,
+)
 from fenlei.modeling.calibration import Calibration
 from fenlei.modeling.prediction import make_predictions
 from fenlei.tracking import confusion
@@ -24,7 +31,7 @@ def metrics():
     return evaluate_predictions(gold, said, names, calibration=calibration)
 
 
-@pytest.mark.parametrize("draw", [reliability_png, risk_coverage_png, classes_png])
+@pytest.mark.parametrize("draw", [reliability_png, risk_coverage_png, classes_png, precision_recall_png])
 def test_drawn(tmp_path, metrics, draw, recwarn):
     path = draw(metrics, tmp_path / "p.png", title="测试集 $x_1")
     with Image.open(path) as picture:
@@ -117,3 +124,22 @@ def test_without_a_font_the_title_is_escaped(tmp_path, metrics, monkeypatch, rec
 def test_no_row_answered(tmp_path, metrics):
     nothing = {**metrics, "answered": 0, "answered_accuracy": None, "abstain_rate": 1.0}
     assert risk_coverage_png(nothing, tmp_path / "p.png").is_file()
+
+
+def test_the_curves_of_the_weakest_classes(tmp_path, metrics):
+    one = next(c for c in metrics["precision_recall"].values() if c)
+    many = {f"label {i}": {**one, "average_precision": i / 10} for i in range(9)} | {"absent": None}
+    texts = texts_of(precision_recall_png, {"precision_recall": many}, tmp_path / "p.png", title="test set")
+    assert "test set: the 6 of 9 classes with the lowest AP" in texts
+    assert "label 5 (AP 0.500)" in texts
+    assert "label 6 (AP 0.600)" not in texts
+
+
+def test_accuracy_by_length(tmp_path):
+    bins = [{"low": 1, "high": 9, "n": 50, "accuracy": 0.8, "interval": [0.7, 0.9]}]
+    groups = {name: {"n": n, "accuracy": 0.5, "interval": [0.4, 0.6]} for name, n in (("whole", 40), ("shortened", 10))}
+    texts = texts_of(length_png, bins, groups, tmp_path / "l.png")
+    assert {"1-9\n50 rows", "all whole\n40 rows", "all shortened\n10 rows"} <= set(texts)
+    none = {**groups, "shortened": {"n": 0, "accuracy": None, "interval": None}}
+    assert "all whole\n40 rows" not in texts_of(length_png, bins, none, tmp_path / "l.png")
+    assert length_png(bins, groups, tmp_path / "l.png", title="测试集").is_file()

@@ -92,3 +92,36 @@ def test_a_full_disk_is_no_fault_of_a_picture(tmp_path, dev, kept, monkeypatch):
     monkeypatch.setattr(report, "confusion_matrix_png", full)
     with pytest.raises(OSError, match="No space"):
         report_part("dev", dev, ["a", "b"], Calibration(), tmp_path / "report", 5, record, trackers)
+
+
+class Heard:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self):
+        self.figures: dict[str, float] = {}
+        self.pictures: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+
+    def log(self, values, step):
+        self.figures |= values
+
+    def log_image(self, tag, path, step, caption=""):
+        self.pictures[tag] = path.name
+
+    def log_text(self, tag, text, step):
+        self.texts[tag] = text
+
+
+@pytest.mark.parametrize("part", ["dev", "test"])
+def test_trackers_hear_every_picture_and_the_final_figures(tmp_path, dev, kept, part):
+    many = Scored([*dev.examples] * 5, [*dev.predictions] * 5, 1.0)
+    heard = Heard()
+    metrics = report_part(part, many, ["a", "b"], Calibration(), tmp_path / "report", 5, kept[0], heard)
+    drawn = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert set(heard.pictures.values()) == drawn
+    assert {f"precision-recall-{part}.png", f"length-{part}.png", f"confusion-{part}.png"} <= drawn
+    final = {"dev": "final_dev", "test": "test"}[part]
+    for key in ("accuracy", "ece", "mcc", "brier", "aurc", "balanced_accuracy", "average_precision"):
+        assert heard.figures[f"{final}/{key}"] == metrics[key]
+    assert not any(name.startswith("dev/") for name in heard.figures), "a point of the curve it is not"
+    assert heard.texts[f"{part}/per_class"].startswith("b: precision ")

@@ -1,4 +1,4 @@
-"""Reliability diagram, risk-coverage curve, classes and baseline ladder as pictures."""
+"""Reliability diagram, risk-coverage and precision-recall curves, classes, lengths and baseline ladder as pictures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _DPI = 120
 _MOST_CLASSES = 60
 _BAR_INCH = 0.62
+_CURVES = 6
 
 
 def reliability_png(metrics: Mapping[str, Any], path: Path, title: str = "") -> Path:
@@ -194,4 +195,86 @@ def ladder_png(ladder: Mapping[str, Any], path: Path, title: str = "") -> Path:
     text, style = title_style(title)
     axes.set_title(text, fontsize=11, **style)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return save_figure(figure, Path(path))
+
+
+def precision_recall_png(metrics: Mapping[str, Any], path: Path, title: str = "") -> Path:
+    """Draws precision against recall of the six classes with the lowest average precision, each against all others.
+
+    Args:
+        metrics: from :func:`fenlei.evaluation.evaluate_predictions`, with ``precision_recall``.
+        path: the PNG file to write.
+        title: text above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = {label: curve for label, curve in metrics["precision_recall"].items() if curve is not None}
+    shown = sorted(found, key=lambda label: found[label]["average_precision"])[:_CURVES]
+    if len(shown) < len(found):
+        title = f"{title}: the {len(shown)} of {len(found)} classes with the lowest AP".removeprefix(": ")
+    names, text, fonts, key = writable_names(shown, title)
+    figure = Figure(figsize=(6.2, 4.8 + 0.2 * len(key)), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label in zip(names, shown, strict=True):
+        curve = found[label]
+        # a point's precision holds from the recall before it on: the area is the AP
+        axes.step(
+            [0.0, *curve["recall"]],
+            [curve["precision"][0], *curve["precision"]],
+            where="pre",
+            label=f"{name} (AP {curve['average_precision']:.3f})",
+        )
+    style: dict[str, Any] = {"family": fonts, "parse_math": False}
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_title(text, fontsize=11, **style)
+    for line in axes.legend(loc="lower left", fontsize=8).get_texts():
+        line.set_family(fonts)
+        line.set_parse_math(False)
+    if key:
+        figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)
+    return save_figure(figure, Path(path))
+
+
+def length_png(
+    bins: Sequence[Mapping[str, Any]], truncation: Mapping[str, Any] | None, path: Path, title: str = ""
+) -> Path:
+    """Draws accuracy by the length of the text, and of the texts that were shortened beside those read whole.
+
+    Args:
+        bins: from :func:`fenlei.evaluation.report.figures.length_bins`.
+        truncation: from :func:`fenlei.evaluation.report.figures.truncation_effect`.
+        path: the PNG file to write.
+        title: text above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = [(f"{b['low']}-{b['high']}", b, "tab:blue") for b in bins]
+    if truncation is not None and truncation["shortened"]["n"]:
+        groups += [(f"all {name}", truncation[name], "tab:orange") for name in ("whole", "shortened")]
+    groups = [group for group in groups if group[1]["n"]]
+    figure = Figure(figsize=(7.2, 4.4), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    values = [group["accuracy"] for _, group, _ in groups]
+    reach = [[abs(group["accuracy"] - group["interval"][end]) for _, group, _ in groups] for end in (0, 1)]
+    axes.bar(range(len(groups)), values, yerr=reach, color=[colour for *_, colour in groups], alpha=0.75, capsize=3)
+    ticks = [f"{name}\n{group['n']} rows" for name, group, _ in groups]
+    axes.set_xticks(range(len(groups)), ticks, fontsize=7)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("characters of the text")
+    axes.set_ylabel("accuracy (95 % intervals)")
+    text, style = title_style(title)
+    axes.set_title(text, fontsize=11, **style)
     return save_figure(figure, Path(path))

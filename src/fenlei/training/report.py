@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,15 @@ from fenlei.durable import is_disk_full, write_bytes, write_json
 from fenlei.errors import ConfigError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.calibration import fit_calibration
-from fenlei.evaluation.pictures import classes_png, reliability_png, risk_coverage_png
+from fenlei.evaluation.pictures import (
+    classes_png,
+    length_png,
+    precision_recall_png,
+    reliability_png,
+    risk_coverage_png,
+)
+from fenlei.evaluation.report import Row
+from fenlei.evaluation.report.figures import length_bins, truncation_effect
 from fenlei.inference.records import json_line, make_record
 from fenlei.modeling.calibration import Calibration, check_settings
 from fenlei.modeling.prediction import Prediction, recalibrate
@@ -28,7 +36,9 @@ from fenlei.training.callbacks import TRACKED
 _log = logging.getLogger(__name__)
 _Made = TypeVar("_Made")
 _SAMPLES_SHOWN = 8
-_FILES = {"confusion_matrix": "confusion", "risk_coverage": "risk-coverage"}
+_FINAL = ("micro_f1", "balanced_accuracy", "mcc", "average_precision", "brier", "mce", "aurc", "abstain_rate")
+_CLASSES_LISTED = 200
+_FEWEST_ROWS = 30  # under which curves of the classes and groups by length are chance
 # predictions/<part>.jsonl: the file's own names and other columns are not known here any more
 _COLUMNS = Columns(text="text", label="label", candidates=None, id="id")
 
@@ -119,25 +129,48 @@ def report_part(
     write_json(folder / f"{part}.json", metrics)
     write_predictions(scored, folder.parent / "predictions" / f"{part}.jsonl")
     record.write(part, step, final=True, **scalars)
-    if part == "test":  # the dev scores have been drawn on the way
-        trackers.log({f"{part}/{k}": scalars[k] for k in TRACKED}, step)
-    title = f"{part} set"
-    for name, draw, caption in (
-        (
-            "confusion_matrix",
-            partial(confusion_matrix_png, metrics["confusion"], labels),
-            "rows right, columns predicted",
-        ),
-        ("reliability", partial(reliability_png, metrics), "before and after calibration"),
-        ("risk_coverage", partial(risk_coverage_png, metrics), "errors among the rows answered"),
-        ("classes", partial(classes_png, metrics), "the classes with the lowest F1 first"),
-    ):
-        file = folder / f"{_FILES.get(name, name)}-{part}.png"
-        drawn = unless_it_fails(partial(draw, file, title=title), f"{file.name} was not drawn", record, step)
+    # dev scores have been drawn on the way, but not those of the weights that are kept, nor calibrated
+    final = part if part == "test" else f"final_{part}"
+    trackers.log({f"{final}/{k}": scalars[k] for k in (*TRACKED, *_FINAL) if k in scalars}, step)
+    for name, caption, draw in _pictures(metrics, scored, labels):
+        file = folder / f"{name.replace('_', '-').removesuffix('-matrix')}-{part}.png"
+        make = partial(draw, file, title=f"{part} set")
+        drawn = unless_it_fails(make, f"{file.name} was not drawn", record, step)
         if drawn is not None:
             trackers.log_image(f"{part}/{name}", drawn, step, caption=f"{part}: {caption}")
+    trackers.log_text(f"{part}/per_class", _per_class(metrics), step)
     trackers.log_text(f"{part}/samples", _samples(scored), step)
     return metrics
+
+
+def _pictures(
+    metrics: dict[str, Any], scored: Scored, labels: Sequence[str]
+) -> Iterator[tuple[str, str, Callable[..., Path]]]:
+    """Name, caption, and what draws it; the same as the charts of the report page."""
+    yield (
+        "confusion_matrix",
+        "rows right, columns predicted",
+        partial(confusion_matrix_png, metrics["confusion"], labels),
+    )
+    yield "reliability", "before and after calibration", partial(reliability_png, metrics)
+    yield "risk_coverage", "errors among the rows answered", partial(risk_coverage_png, metrics)
+    yield "classes", "the classes with the lowest F1 first", partial(classes_png, metrics)
+    if metrics["n"] < _FEWEST_ROWS:
+        return
+    yield "precision_recall", "each class against all others", partial(precision_recall_png, metrics)
+    rows = [Row.of(*row) for row in zip(scored.examples, scored.predictions, scored.gold, strict=True)]
+    yield (
+        "length",
+        "accuracy by the length of the text",
+        partial(length_png, length_bins(rows), truncation_effect(rows)),
+    )
+
+
+def _per_class(metrics: dict[str, Any]) -> str:
+    """Precision, recall, F1 and rows of each class as text, the lowest F1 first."""
+    ordered = sorted(metrics["per_class"].items(), key=lambda item: item[1]["f1"])[:_CLASSES_LISTED]
+    figures = "precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}, {support} rows"
+    return "\n".join(f"{name}: {figures.format(**row)}" for name, row in ordered)
 
 
 def unless_it_fails(make: Callable[[], _Made], otherwise: str, record: Record, step: int) -> _Made | None:
