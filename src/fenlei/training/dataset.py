@@ -6,14 +6,9 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fenlei.data.example import Example
-from fenlei.errors import TrainingError
 from fenlei.prompting import PromptEncoder
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -77,19 +72,3 @@ def oversampled_order(labels: Sequence[str], power: float, seed: int) -> list[in
         whole, rest = divmod(total, count)
         order += members * whole + draw.sample(members, rest)
     return sorted(order)
-
-
-def require_one_gpu(device: torch.device) -> None:
-    """Refuses a machine that the Trainer would use in its own way.
-
-    Raises:
-        TrainingError: several GPUs are visible.
-    """
-    import torch
-
-    if device.type == "cuda" and (torch.cuda.device_count() > 1 or device.index):
-        # the Trainer would wrap the model in nn.DataParallel, which tears packed rows apart
-        raise TrainingError(
-            f"{torch.cuda.device_count()} GPUs are visible and training uses one: leave model.device=auto and choose "
-            f"by CUDA_VISIBLE_DEVICES={device.index or 0}"
-        )

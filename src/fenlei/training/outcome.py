@@ -15,6 +15,7 @@ from fenlei.artifact import read_artifact, replace_card
 from fenlei.config import RunConfig
 from fenlei.durable import is_disk_full, write_json
 from fenlei.evaluation.report import Cost, ReportData, model_card, read_run, write_report
+from fenlei.modeling.loading import pick_device
 from fenlei.tracking import TrackerGroup
 from fenlei.training.dataset import TrainingSet
 
@@ -35,8 +36,12 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
 
     lengths = [len(rows.rows[i].input_ids) for i in rows.order]
     epochs = steps / max(1, -(-len(rows) // config.train.batch_size))
-    threads = torch.get_num_threads()
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    kind, threads = pick_device(config.model).type, torch.get_num_threads()
+    names = {
+        "cpu": f"{platform.machine()} CPU, {threads} thread{'s' if threads != 1 else ''}",
+        "cuda": torch.cuda.get_device_name() if kind == "cuda" else "",
+        "mps": f"GPU of an Apple {platform.machine()} machine",
+    }
     return Cost(
         train_seconds=seconds,
         resumed=resumed,
@@ -44,12 +49,10 @@ def measure_cost(rows: TrainingSet, config: RunConfig, steps: int, seconds: floa
         train_rows=round(epochs * len(rows)),
         train_tokens=round(epochs * sum(lengths)),
         peak_memory_bytes=peak_memory(),
-        peak_gpu_bytes=int(torch.cuda.max_memory_allocated()) if on_gpu else None,
-        device=torch.cuda.get_device_name()
-        if on_gpu
-        else f"{platform.machine()} CPU, {threads} thread{'s' if threads != 1 else ''}",
-        processor=None if on_gpu else platform.machine(),
-        threads=None if on_gpu else threads,
+        peak_gpu_bytes=int(torch.cuda.max_memory_allocated()) if kind == "cuda" else None,
+        device=names.get(kind, kind),
+        processor=platform.machine() if kind == "cpu" else None,
+        threads=threads if kind == "cpu" else None,
         hourly_price=config.report.hourly_price,
         currency=config.report.currency,
         tokens_per_text=sum(row.answer_start for row in rows.rows) / max(1, len(rows.rows)),
@@ -108,6 +111,7 @@ def card_of(run_dir: Path, data: ReportData) -> str:
         metrics=data.metrics,
         part=data.part,
         calibration=artifact.calibration,
+        texts=[row.text for row in data.rows],
     )
 
 

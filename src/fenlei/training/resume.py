@@ -117,7 +117,7 @@ class ResumableTrainer(Trainer):
             self._resumed = (found, dataclasses.replace(state, optimizer={}))  # as large as twice the trained weights
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Only float16 training would have one, and that is not offered."""
+        """Only float16 training would have one, and that is refused (requirements.py)."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self._resumed is None:

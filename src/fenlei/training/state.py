@@ -5,7 +5,7 @@ under their parameters' names; its settings are not kept, because those of the r
 rate or weight decay takes effect).
 
     optimizer.safetensors   exp_avg/<parameter>, exp_avg_sq/<parameter>, step/<parameter>
-    random.safetensors      torch, numpy, cuda.0, ...
+    random.safetensors      torch, numpy, cuda.0, ..., mps
     state.json              learning rate schedule, what the generators hold beside tensors, loss
 """
 
@@ -70,6 +70,8 @@ class RandomState:
         tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(integers)}
         if torch.cuda.is_available():
             tensors.update({f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
+        if torch.backends.mps.is_available():
+            tensors["mps"] = torch.mps.get_rng_state()
         numpy = {"name": name, "position": int(position), "has_gauss": int(has_gauss), "gauss": float(gauss)}
         return cls(tensors, random.getstate(), numpy)
 
@@ -87,6 +89,8 @@ class RandomState:
         for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
             if (state := self.tensors.get(f"cuda.{i}")) is not None:
                 torch.cuda.set_rng_state(state, i)
+        if "mps" in self.tensors and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(self.tensors["mps"])
 
 
 @dataclass(frozen=True)

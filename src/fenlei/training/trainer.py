@@ -29,6 +29,8 @@ class ClassifierTrainer(ResumableTrainer):
         **kwargs: as for the Trainer.
     """
 
+    lr_scheduler: Any
+
     def __init__(
         self,
         *args: Any,
