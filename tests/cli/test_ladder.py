@@ -9,6 +9,7 @@ import pytest
 
 from fenlei import TextClassifier
 from fenlei.cli import main
+from fenlei.cli.ladder import training_rows
 from tests.conftest import SENTENCES
 
 NAMES = list(SENTENCES)
@@ -91,6 +92,60 @@ def test_evaluate_with_ladder(run, tmp_path, monkeypatch, capfd):
     assert f"95% intervals: accuracy {low:.4f} to {high:.4f}" in out
     for key, words in (("mcc", "MCC"), ("balanced_accuracy", "balanced accuracy"), ("brier", "Brier")):
         assert f"{words} {found[key]:.4f}" in out
+
+
+def fails(monkeypatch, capfd, *arguments) -> str:
+    monkeypatch.setattr(sys, "argv", ["fenlei", *map(str, arguments), "model.device=cpu"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    return capfd.readouterr().err
+
+
+def test_rows_that_were_trained_on_are_no_test(run, monkeypatch, capfd):
+    folder = run[1]
+    kept = folder / "kept.jsonl"
+    learned = {row.text for row in training_rows(folder / "run")[1].train}
+    lines = (folder / "train.jsonl").read_text("utf-8").strip().split("\n")
+    kept.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["text"] in learned), encoding="utf-8")
+    assert "trained on every row" in fails(monkeypatch, capfd, "evaluate", folder / "run", kept, "--ladder")
+
+
+def test_data_that_changed_since_cannot_tell_what_was_seen(run, monkeypatch, capfd, tmp_path):
+    """One label mended, and the same seed splits off other dev rows."""
+    folder = run[1]
+    path = folder / "train.jsonl"
+    before = path.read_text("utf-8")
+    rows = [json.loads(line) for line in before.strip().split("\n")]
+    rows[0]["output"] = next(name for name in NAMES if name != rows[0]["output"])
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    try:
+        for arguments in (
+            ("noise", path, "--model", folder / "run", "--out", tmp_path / "n.jsonl"),
+            ("evaluate", folder / "run", folder / "test.jsonl", "--ladder"),
+        ):
+            assert "cannot be told" in fails(monkeypatch, capfd, *arguments)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert training_rows(folder / "run")[1].train, "the control"
+
+
+def test_rows_that_are_measured_choose_nothing(run, monkeypatch, capfd, tmp_path):
+    """dev.jsonl was good for choosing TF-IDF's setting, until the ladder is measured on it."""
+    from fenlei.cli import ladder as command
+    from fenlei.inference import ladder as asked
+
+    folder = run[1]
+    dev = training_rows(folder / "run")[1].dev
+    rows = tmp_path / "dev.jsonl"
+    lines = ({"text": e.text, "category": NAMES, "output": e.label} for e in dev[1:])
+    rows.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
+    seen = []
+    monkeypatch.setattr(asked, "measure_ladder", lambda _p, _t, data, *_, **__: seen.append(data) or {})
+    classifier = run[0]
+    command.evaluate_with_ladder(classifier, folder / "run", str(rows), tmp_path / "rejected.jsonl")
+    assert [e.text for e in seen[0].dev] == [dev[0].text]
+    assert len(seen[0].rows) == len(dev) - 1
 
 
 @pytest.mark.parametrize("command", ["evaluate", "calibrate"])

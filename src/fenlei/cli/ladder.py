@@ -58,10 +58,11 @@ def evaluate_with_ladder(
         report: where the report page goes, if it is wanted.
 
     Raises:
-        DataError: there is no row, or the training rows cannot be found.
+        DataError: there is no row, all were trained on, or the training rows cannot be found.
     """
     from dataclasses import replace
 
+    from fenlei.cli.common import error_console
     from fenlei.errors import DataError
     from fenlei.evaluation import evaluate_predictions
     from fenlei.inference.ladder import LadderData, measure_ladder
@@ -71,6 +72,14 @@ def evaluate_with_ladder(
     if not found.examples:
         raise DataError("nothing to evaluate: no rows")
     rows = [replace(row, label=classifier.labels.canonical(str(row.label))) for row in found.examples]
+    asked, learned = {row.text for row in rows}, {row.text for row in data.train}
+    seen = sum(row.text in learned for row in rows)
+    if seen == len(rows):
+        raise DataError(f"{file}: the classifier was trained on every row of it; give rows that it has not seen")
+    if seen:
+        error_console().print(f"{seen} of {len(rows)} rows were trained on: all figures flatter", style="yellow")
+    # rows that the ladder is measured on must not choose TF-IDF's setting
+    choosing = [row for row in data.dev if row.text not in asked]
     start = time.monotonic()
     predictions = classifier.classify(rows)
     seconds = time.monotonic() - start
@@ -85,7 +94,7 @@ def evaluate_with_ladder(
     ladder = measure_ladder(
         predictor,
         predictions,
-        LadderData(data.train, data.dev, rows, file),
+        LadderData(data.train, choosing, rows, file),
         classifier.config.evaluation,
         seed=config.train.seed,
         tuned_seconds=seconds,
@@ -100,16 +109,18 @@ def evaluate_with_ladder(
 
 
 def training_rows(run: Path) -> tuple[RunConfig, TrainingData]:
-    """The rows that a run was trained on, read again as its config.yaml says.
+    """The rows that a run was trained on, read again as its config.yaml says and split as then.
 
     Raises:
-        DataError: this is no run folder, or its training data is not in a file that is still there.
+        DataError: this is no run folder, or its training data is not in a file that is still there as it was: one
+            label that was mended since splits off other dev rows, and rows that were trained on would pass for new.
     """
     import tempfile
 
+    from fenlei.artifact import read_json
     from fenlei.config import RunConfig
     from fenlei.errors import DataError
-    from fenlei.training.data import read_training_data
+    from fenlei.training.data import read_training_data, rows_digest
 
     stored = run / "config.yaml"
     if not stored.is_file():
@@ -118,5 +129,15 @@ def training_rows(run: Path) -> tuple[RunConfig, TrainingData]:
     if not config.data.train:
         raise DataError(f"{run}: was trained on rows given in Python, which are not kept for the baselines")
     config = config.with_values({"data": {"test": None}})
-    with tempfile.TemporaryDirectory() as folder:  # bad rows are written down once, in the run folder
-        return config, read_training_data(config, Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # bad rows are written down once, in the run folder
+            data = read_training_data(config, Path(folder))
+    except DataError as error:
+        raise DataError(f"{error}\n(read again as {stored} says; a relative path counts from this folder)") from None
+    then, now = read_json(run / "run.json").get("training rows"), rows_digest(data.train)
+    if then != now:
+        raise DataError(
+            f"{config.data.train}: is not what {run} was trained on any more ({then}; now {now}), so which rows it has "
+            "seen cannot be told. Put the file back as it was and mend labels in a copy, or train again"
+        )
+    return config, data

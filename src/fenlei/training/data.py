@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +101,15 @@ def split_training_data(
     if not held and config.data.dev_fraction > 0:
         kept, held = stratified_split(fixed, config.data.dev_fraction, config.train.seed)
     return TrainingData(kept, held, [_canonical(e, labels) for e in test], labels, dict(rejected or {}))
+
+
+def rows_digest(examples: Sequence[Example]) -> str:
+    """Number and hash of rows, as run.json holds them of those that were trained on."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = [example.text, example.label, list(example.candidates or ())]
+        digest.update(json.dumps(row, ensure_ascii=True).encode())
+    return f"{len(examples)} rows, sha256 {digest.hexdigest()[:16]}"
 
 
 def _canonical(example: Example, labels: LabelSet) -> Example:
