@@ -188,6 +188,18 @@ def test_a_full_disk_is_recognized_through_any_library(error, full):
     assert durable.is_disk_full(error) is full
 
 
+def test_a_fault_of_the_system_is_told_from_a_mistake():
+    for error in (OSError(errno.EIO, "x", "/a"), RuntimeError("I/O error: ... (os error 5)")):
+        assert durable.fault_of_system(error).errno == errno.EIO
+    behind = ValueError("cannot save")
+    behind.__cause__ = OSError(errno.EROFS, "x")
+    assert durable.fault_of_system(behind).errno == errno.EROFS
+    mistake = KeyError("ours")
+    mistake.__context__ = FileNotFoundError(errno.ENOENT, "handled")
+    assert durable.fault_of_system(mistake) is None
+    assert durable.fault_of_system(OSError("no number: of the network, say")) is None
+
+
 def test_the_message_names_path_need_and_room(tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "free_bytes", lambda path: 1_500_000)
     error = OSError(errno.ENOSPC, "x", str(tmp_path / "f"))

@@ -59,8 +59,8 @@ class SpeedConfig(Part):
     allocator: bool = True
     """Freed memory is kept for the next step instead of being given back to the system (Linux, CPU)."""
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the adapter's products over bfloat16 weights; `auto`: a short calibration on CPU, bfloat16 on a
-    GPU. The adapter's weights and their updates are float32 in any case."""
+    """Number format of the adapter's products over bfloat16 weights; `auto`: bfloat16 where the device computes in it,
+    else float32. The adapter's weights and their updates are float32 in any case."""
     attention: Literal["auto", "flash", "sdpa"] = "auto"
     """On a GPU: `flash`: FlashAttention on packed rows (torch 2.13 or package flash-attn), `auto`: if it can be had."""
     kernels: Literal["auto", "liger", "torch"] = "auto"

@@ -11,6 +11,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -253,6 +254,18 @@ def _reason(error: BaseException | None) -> str | None:
             if getattr(error, "errno", None) == number or f"(os error {number})" in text or words.lower() in text:
                 return words
         error = error.__cause__ or error.__context__
+    return None
+
+
+def fault_of_system(error: BaseException | None) -> OSError | None:
+    """The operating system's error that an error is, or was raised from; None: it is something else."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        # libraries written in Rust pass the number on in their message only
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        error = error.__cause__
     return None
 
 

@@ -380,7 +380,6 @@ def test_every_method_goes_on_exactly(tmp_path, train_file, tiny_settings, metho
         model={"dtype": dtype},
         lora={"method": method, "dropout": 0.1 if method != "full" else 0.0, "r": 4},
         train={"max_steps": 5, "save_steps": 1, "learning_rate": 1e-3},
-        speed={"adapter_dtype": "float32"},  # "auto" takes what is faster at the moment, and two runs are compared here
     )
     TextClassifier(config=settings).fit(train_file, out=tmp_path / "whole" / "run")
     publish = checkpoints.CheckpointStore.publish

@@ -14,7 +14,7 @@ import torch
 from fenlei.config import RunConfig
 from fenlei.modeling import fused_ops
 from fenlei.training.engine import TrainingEngine, out_of_memory
-from fenlei.training.trainer import training_arguments
+from fenlei.training.state import RandomState
 from tests.training.test_engine import OutOfMemory, assert_same, engine_of, make_model, make_rows, plain, run
 
 
@@ -109,12 +109,13 @@ def test_rows_that_could_not_be_packed_are_not_packed_after_a_resume():
 class FakeGpu:
     """CUDA's calls for the dry run: memory grows with the tokens of the largest forward pass."""
 
-    def __init__(self, patch, total):
+    def __init__(self, patch, total, weights=0):
         self.peak, self.state, self.states_set = 0, torch.arange(3), []
         cuda = torch.cuda
         patch.setattr(cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
         patch.setattr(cuda, "reset_peak_memory_stats", lambda _: setattr(self, "peak", 0))
-        patch.setattr(cuda, "max_memory_allocated", lambda _: self.peak)
+        patch.setattr(cuda, "memory_allocated", lambda _: weights)
+        patch.setattr(cuda, "max_memory_allocated", lambda _: weights + self.peak)
         patch.setattr(cuda, "empty_cache", lambda: None)
         patch.setattr(cuda, "get_rng_state", lambda _: self.state)
         patch.setattr(cuda, "set_rng_state", lambda state, _: self.states_set.append(state))
@@ -133,6 +134,23 @@ class FakeGpu:
         return engine
 
 
+def engine_on(kind, model):
+    """An engine that takes its model to be on a device of that kind; tensors stay on the CPU."""
+
+    class Elsewhere:
+        device = SimpleNamespace(type=kind)
+
+    parameters = model.parameters
+    model.parameters = lambda *a, **k: iter([Elsewhere]) if not (a or k) else parameters(*a, **k)
+    try:
+        engine = TrainingEngine(model, RunConfig.build({"speed": {"kernels": "torch", "attention": "sdpa"}}), 0)
+    finally:
+        del model.parameters
+    engine._checked = True
+    engine._collate = lambda *a, c=engine._collate, e=engine: _on_cpu(e, c, *a)
+    return engine
+
+
 def _on_cpu(engine, collate, *arguments):
     engine.device, gpu = torch.device("cpu"), engine.device
     try:
@@ -142,18 +160,22 @@ def _on_cpu(engine, collate, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("total", "batch_size", "found"),
+    ("total", "weights", "batch_size", "found"),
     # rows of about 102 tokens, 90 of them shared: 16 of them fit into 512 tokens, 100 take 1300; a little memory
-    # would not hold twice 128
-    [(10**9, 16, 512), (10**9, 100, 2048), (290, 100, 128)],
+    # would not hold twice 512; weights, which do not grow with the passes, count once
+    [
+        (10**9, 0, 16, 512),
+        (10**9, 0, 100, 2048),
+        (11_059, 8500, 100, 512),
+    ],
 )
-def test_the_dry_run_takes_a_whole_step_of_the_longest_rows(monkeypatch, total, batch_size, found):
+def test_the_dry_run_takes_a_whole_step_of_the_longest_rows(monkeypatch, total, weights, batch_size, found):
     from fenlei.training import engine as module
 
     rows = make_rows(120, shared=90, low=9, high=10)
     monkeypatch.setattr(module, "_GPU_TOKENS", (64, 128, 512, 2048, 8192))
     monkeypatch.setattr(TrainingEngine, "_moments", lambda self: 0)
-    gpu = FakeGpu(monkeypatch, total)
+    gpu = FakeGpu(monkeypatch, total, weights)
     engine = gpu.engine(make_model(), batch_size=batch_size)
     engine._checked = True
     engine.fit(rows)
@@ -173,17 +195,89 @@ def test_the_gpus_random_numbers_too_are_put_back_after_out_of_memory(monkeypatc
     assert gpu.states_set
 
 
-def test_a_constant_rate_rises_too(tmp_path):
-    """transformers' schedule "constant" ignores the warm-up."""
-    config = RunConfig.build({"train": {"scheduler": "constant", "warmup_fraction": 0.5}})
-    from transformers import get_scheduler
+def test_an_apple_gpu_has_no_dry_run_and_random_numbers_of_its_own(monkeypatch):
+    """No such device is at hand: its calls are stood in for, and none of CUDA's may be made."""
 
-    arguments = training_arguments(config, tmp_path, torch.device("cpu"))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(4), 4)
-    rates = []
-    for _ in range(4):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates == [0.0, 0.5, 1.0, 1.0]
+    def no_cuda(*_):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    for name in ("get_device_properties", "get_rng_state", "set_rng_state", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, no_cuda)
+    state, put_back, emptied = torch.arange(5, dtype=torch.uint8), [], []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", put_back.append)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append(1))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    # the engine asks the model's first parameter where it is
+    model, rows = make_model(), make_rows()
+    expected = plain(model, rows)
+    engine = engine_on("mps", model)
+    tokens = engine.micro_batch_tokens
+    engine.fit(rows)
+    assert engine.micro_batch_tokens == tokens == 2048
+    OutOfMemory(monkeypatch, 100)
+    assert_same(run(engine, rows), expected)
+    assert emptied
+    assert put_back
+    assert all(found is state for found in put_back)
+    kept = RandomState.take()
+    assert kept.tensors["mps"] is state
+    put_back.clear()
+    kept.restore()
+    assert put_back == [state]
+
+
+def test_the_passes_that_did_not_fit_are_halved_not_those_without_their_common_beginning(monkeypatch):
+    """Four rows a pass behind 60 tokens that were computed before; with them, only one row would fit the budget."""
+    model, rows = make_model(), make_rows(9, shared=60, low=20, high=21)
+    expected = plain(model, rows)
+    memory, said = OutOfMemory(monkeypatch, 60), []
+    engine = engine_of(model, 100, say=said.append)
+    engine._checked = True
+    assert max(len(group) for group in engine._groups(rows, 60)) == 4
+    assert max(len(group) for group in engine._groups(rows)) == 1
+    assert_same(run(engine, rows), expected, 5e-5)
+    assert memory.failures == 1
+    assert 24 <= engine.micro_batch_tokens <= 50
+    assert "activations" not in " ".join(said)
+    assert not engine.state()["activation_checkpointing"]
+
+
+def test_shared_tokens_count_once_when_passes_are_halved(monkeypatch):
+    """16 rows of 87 tokens, 69 of them shared, are one pass of some 360: half of that is what is tried next."""
+    model, rows = make_model(), make_rows(16, shared=69, low=15, high=16)
+    memory = OutOfMemory(monkeypatch, 300)
+    engine = engine_of(model, 16_384)
+    engine._checked = True
+    run(engine, rows)
+    assert memory.failures == 1
+    assert 150 < engine.micro_batch_tokens < 200
+
+
+def test_very_short_rows_come_to_passes_of_one_row(monkeypatch):
+    model, rows = make_model(), make_rows(9, shared=40, low=1, high=2)
+    expected = plain(model, rows)
+    memory = OutOfMemory(monkeypatch, 6)
+    engine = engine_of(model, 16)
+    engine._checked = True
+    assert_same(run(engine, rows), expected, 5e-5)
+    assert memory.failures
+
+
+def test_memory_that_runs_out_in_the_comparison_before_the_first_step(monkeypatch):
+    from fenlei.training.packing_check import PackingCheck
+
+    model, rows = make_model(), make_rows()
+    expected = plain(model, rows)
+    passes, calls = PackingCheck.passes, []
+
+    def first_fails(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return passes(self, *args, **kwargs)
+
+    monkeypatch.setattr(PackingCheck, "passes", first_fails)
+    engine = engine_of(model)
+    assert_same(run(engine, rows), expected)
+    assert (len(calls), engine.packed) == (2, True)

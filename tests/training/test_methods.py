@@ -166,7 +166,7 @@ def test_a_whole_model_needs_no_base_model(module_rows, tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "full"])
 def test_in_bfloat16_too_what_is_reported_is_what_is_saved(module_rows, method, tmp_path):
-    """To the bit. What an adapter's products are computed in, is chosen by speed in training, and fixed afterwards."""
+    """To the bit, also where an adapter's products were trained in another format than they are used in."""
     path, base = module_rows
     settings = settings_of(
         base, method, model={"dtype": "bfloat16"}, speed={"adapter_dtype": "float32"}, train={"save_steps": 100}

@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import TrainerControl, TrainerState, get_scheduler
 
 from fenlei import TextClassifier
 from fenlei.config import RunConfig, TrainConfig
+from fenlei.training.callbacks import Schedule
 from fenlei.training.schedule import learning_rates
 from fenlei.training.trainer import ClassifierTrainer, training_arguments
 from tests.training.test_run import deeper
@@ -60,6 +61,20 @@ def test_what_the_settings_say(tmp_path):
     assert long.index(max(long)) == warm_up
     assert all(0 < low < high for low, high in pairwise(long[: warm_up + 1]))
     assert all(low < high for high, low in pairwise(long[warm_up:]))
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "dev_rows", "expected"),
+    [(8, 10, 8), (240, 400, 100), (1125, 2000, 500), (50, 2000, 50), (1125, 0, 0)],
+)
+def test_scoring_a_large_dev_set_takes_about_a_tenth_of_the_time(steps_per_epoch, dev_rows, expected):
+    """By the number of rows, not by the clock: the same command scores at the same steps."""
+    schedule, scored = Schedule(TrainConfig(), steps_per_epoch, dev_rows), []
+    for step in range(1, 1500):
+        control = schedule.on_step_end(None, TrainerState(global_step=step, max_steps=10_000), TrainerControl())
+        scored += [step] * control.should_evaluate
+    assert scored == (list(range(expected, 1500, expected)) if expected else [])
+    assert Schedule(TrainConfig(eval_steps=7), steps_per_epoch, 2000)._eval_steps == 7
 
 
 def test_one_step_changes_the_adapter(tmp_path, train_file, tiny_settings):

@@ -18,7 +18,7 @@ from fenlei import TextClassifier
 from fenlei.artifact import read_artifact
 from fenlei.errors import Interrupted
 from fenlei.tracking import Record, TrackerGroup
-from fenlei.training import checkpoints
+from fenlei.training import callbacks, checkpoints
 from fenlei.training import run as run_module
 from fenlei.training.checkpoints import CheckpointStore
 from tests.training.test_run import deeper
@@ -179,10 +179,25 @@ def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(
 ):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "_SECONDS_OF_ONE_REQUEST", 0.0)  # the second one comes later
         at_call(patch, owner, name, 2, signal.SIGINT, signal.SIGTERM)
         assert stopped(settings, train_file, run).exit_code == 143, "the last one counts"
     assert store_of(run).latest().step == 2
     assert lines(run, "note")[-1]["message"] == "run interrupted"
+    assert finish(settings, train_file, run) == whole
+
+
+@pytest.mark.parametrize(("name", "numbers", "saved"), [("_score_dev", 2, 2), ("_take_best", 1, 6)])
+def test_two_at_once_are_one(tmp_path, train_file, settings, whole, name, numbers, saved):
+    """To the process group, and passed on by a wrapper: in the steps, and after them, where each ends the work."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "_SECONDS_OF_ONE_REQUEST", 60.0)
+        patch.setattr(callbacks.os, "_exit", lambda code: pytest.fail("the process would have ended"))
+        at_call(patch, run_module._Session, name, 1, *[signal.SIGTERM, signal.SIGINT][:numbers])
+        at_call(patch, TrackerGroup, "finish", 1, signal.SIGINT)
+        assert stopped(settings, train_file, run).exit_code == 143, "the first one counts"
+    assert store_of(run).latest().step == saved
     assert finish(settings, train_file, run) == whole
 
 
@@ -220,7 +235,6 @@ def test_in_the_very_last_step(tmp_path, train_file, settings, whole):
 
 def give_up_at(patch, step: int, passes: int) -> None:
     """SIGTERM in a forward pass of a step, or before all (0); the step is then taken to last too long."""
-    from fenlei.training import callbacks
     from fenlei.training.engine import TrainingEngine
 
     patch.setattr(callbacks, "_MOST_SECONDS_TO_FINISH_A_STEP", 0.0)
@@ -373,9 +387,11 @@ def test_a_second_and_a_third_sigterm_do_not_wait(tmp_path, train_file, tiny_fol
     process.send_signal(signal.SIGTERM)
     wait_for(process.stderr, "SIGTERM: finishing this step")
     assert process.poll() is None, "the step is not finished"
+    time.sleep(1.1)  # sooner, it would be the same request
     process.send_signal(signal.SIGTERM)
     wait_for(process.stdout, "stuck")
     assert lines(tmp_path / "run", "note")[-1]["message"] == "run interrupted"
+    time.sleep(1.1)
     told = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
@@ -405,3 +421,15 @@ def test_a_closed_terminal(tmp_path, train_file, tiny_folder):
     run = tmp_path / "run"
     assert store_of(run).latest() is not None
     assert lines(run, "note")[-1]["message"] == "run interrupted"
+
+
+def test_a_lost_reader_of_the_log_ends_nothing(tmp_path, train_file, tiny_folder):
+    """``fenlei train 2>&1 | head``, or a ``tee`` that died."""
+    more = ("train.max_steps=60", "train.logging_steps=1", "evaluation.ladder=[]")
+    process = start("", tmp_path, tiny_folder, *more, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(process.stderr, "step 10/")
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    run = tmp_path / "run"
+    assert lines(run, "note")[-1]["message"] == "run completed"
+    assert lines(run, "train")[-1]["step"] == 60

@@ -8,6 +8,7 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _LARGEST = 2**31 - 1
+_DEFAULTS = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 * 1024}
 # as CUDA, its libraries, and the allocators of the CPU say it
 _RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
@@ -28,6 +29,19 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl and others
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def give_memory_back() -> None:
+    """Undoes :func:`keep_freed_memory`, and gives the system what was kept: a notebook or server lives on."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL(None)
+        for name, value in _DEFAULTS.items():
+            libc.mallopt(name, value)
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def checkpoint_activations(model: Any) -> None:

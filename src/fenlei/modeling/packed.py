@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "fenlei_packed"
 # of each attention module, by id: keys and values (Z, P, D), rotated to their positions
 KeysAndValues = dict[int, tuple["torch.Tensor", "torch.Tensor"]]
+_PACKED_LAYERS = {"full_attention", "sliding_attention"}
 # Rows of a block are padded to its longest; a shorter row than this share of it begins a block of its own.
 _SHORTEST_IN_BLOCK = 0.75
 
@@ -303,10 +304,15 @@ def attention_modules(model: Any) -> list[Any]:
 
 
 def can_pack(model: Any) -> bool:
-    """Whether a model's attention looks as if packed rows could go through it; a comparison has to confirm it."""
+    """Whether a model's attention looks as if packed rows could go through it; a comparison has to confirm it.
+
+    Layers that carry a state from token to token (linear attention, convolutions) or look at chunks would carry it from
+    row to row.
+    """
     config = model.config.get_text_config()
     return (
         bool(attention_modules(model))
+        and set(getattr(config, "layer_types", None) or ()) <= _PACKED_LAYERS
         and getattr(config, "_attn_implementation", None) == "sdpa"
         and not getattr(config, "attention_dropout", 0.0)
     )

@@ -176,8 +176,10 @@ def _sdpa(
             x.index_select(1, places.flatten()).view(x.shape[0], rows, places.shape[1], -1).transpose(0, 1)
             for x, places in ((query, block.queries), (key, block.keys), (value, block.keys))
         )
+        # with a mask, CUDA's fast kernels take no groups of heads: enable_gqa would store all scores
+        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
         seen = (layout.bias(block, window) == 0)[:, None]
-        part = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+        part = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
         flat = part.transpose(1, 2).reshape(rows * size, heads, -1)
         out = out.index_copy(0, block.places, flat.index_select(0, block.valid))
     return out

@@ -25,9 +25,14 @@ from fenlei.config import TrainConfig
 from fenlei.errors import StopNow
 from fenlei.tracking import Record, TrackerGroup
 
-_MOST_STEPS_BETWEEN_DEV_SCORES = 100
+_STEPS_BETWEEN_DEV_SCORES = 100
 # Schedulers grant 30 s from SIGTERM to SIGKILL, and saving takes some of them.
 _MOST_SECONDS_TO_FINISH_A_STEP = 10.0
+# A signal to the process group that a wrapper (a task runner, a container's init) also passes on comes twice at once.
+_SECONDS_OF_ONE_REQUEST = 1.0
+# Rows trained between two scores, by row of the dev set: a text takes about 0.4 of a training row's time
+# (docs/benchmarks.md), so scoring takes a tenth of the time of training.
+_TRAINED_ROWS_A_DEV_ROW = 4
 # what trackers draw of an evaluation; metrics.jsonl holds the rest
 TRACKED = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
 
@@ -35,16 +40,19 @@ TRACKED = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "ece")
 class Schedule(TrainerCallback):
     """Scores the dev set and saves by the run's own rhythm; a scored step is always saved.
 
+    The rhythm depends on the number of rows and never on the clock: which checkpoint is the best one must not.
+
     Args:
         config: the training settings.
         steps_per_epoch: optimizer steps an epoch.
-        has_dev: whether there is a dev set to score.
+        dev_rows: rows of the dev set.
     """
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, has_dev: bool) -> None:
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, dev_rows: int) -> None:
         self._save_steps = config.save_steps
-        every = config.eval_steps or min(steps_per_epoch, _MOST_STEPS_BETWEEN_DEV_SCORES)
-        self._eval_steps = max(1, every) if has_dev else 0
+        cheap = -(-_TRAINED_ROWS_A_DEV_ROW * dev_rows // config.batch_size)
+        every = config.eval_steps or min(steps_per_epoch, max(_STEPS_BETWEEN_DEV_SCORES, cheap))
+        self._eval_steps = max(1, every) if dev_rows else 0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -94,7 +102,7 @@ class Interruption(TrainerCallback):
     While steps are taken (:meth:`finishing_steps`), the first signal lets the step in progress finish if that takes a
     few seconds (:meth:`overdue`); a dev evaluation is cut short; a checkpoint is written and training ends. A second
     one ends the work at once, as does the first one outside of the steps: what is on disk is whole at every instant.
-    The next one after that ends the process.
+    The next one after that ends the process. Signals that come within a second of one of these are the same request.
 
     A signal that is ignored (``nohup``, a job in the background) stays ignored.
 
@@ -108,7 +116,7 @@ class Interruption(TrainerCallback):
         self._previous: dict[int, Any] = {}
         self._in_steps = False
         self._ending = False
-        self._since = 0.0
+        self._since = self._heard = float("-inf")
         self.requested = False
         self.signal_number = int(signal.SIGINT)
 
@@ -148,15 +156,18 @@ class Interruption(TrainerCallback):
         return self.requested and time.monotonic() - self._since >= _MOST_SECONDS_TO_FINISH_A_STEP
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self.signal_number = number
         if number == getattr(signal, "SIGHUP", None):
             self._console.quiet = True  # there is nobody left to read; writing to the lost terminal would fail
+        now = time.monotonic()
+        if now - self._heard < _SECONDS_OF_ONE_REQUEST:
+            return
+        self.signal_number, self._heard = number, now
         if self._ending:
             os._exit(128 + number)
         if self.requested or not self._in_steps:
             self._ending = True
             raise StopNow(number)
-        self.requested, self._since = True, time.monotonic()
+        self.requested, self._since = True, now
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._say(f"{name}: finishing this step and saving; once more to stop at once (the last checkpoint stays)")
 
@@ -190,7 +201,8 @@ class Reporter(TrainerCallback):
         record: the always-on record.
         trackers: SwanLab and others.
         console: where progress goes: a bar with ETA on a terminal, plain lines elsewhere.
-        rows_per_step: rows an optimizer step, for rows/s.
+        rows_per_step: rows an optimizer step, for rows/s. These count all time since the start, scoring and saving too:
+            it is what the remaining time is told by, and no measure of how fast a step is.
     """
 
     def __init__(self, record: Record, trackers: TrackerGroup, console: Console, rows_per_step: int) -> None:
@@ -243,7 +255,7 @@ class Reporter(TrainerCallback):
         elif "eval_macro_f1" in values:
             dev = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
             self._emit("dev", state.global_step, dev)
-            self._print(
+            self._console.print(
                 f"step {state.global_step}: dev macro-F1 {dev['macro_f1']:.4f}, accuracy {dev['accuracy']:.4f}, "
                 f"log loss {dev['log_loss']:.4f} ({dev['n']:.0f} rows)"
             )
@@ -258,11 +270,6 @@ class Reporter(TrainerCallback):
             self._bar.stop()
             self._bar = None
 
-    def _print(self, text: str) -> None:
-        # a lost terminal or a log file on a full disk is no reason to stop training
-        with suppress(OSError):
-            self._console.print(text)
-
     def _rate(self, state: TrainerState) -> float:
         started, first_step = self._start
         seconds = time.monotonic() - started
@@ -273,7 +280,7 @@ class Reporter(TrainerCallback):
             self._bar.update(self._task, note=f"loss {values['loss']:.4f}  {rate:.2f} rows/s")
             return
         left = (state.max_steps - state.global_step) * self._rows_per_step / rate if rate > 0 else float("nan")
-        self._print(
+        self._console.print(
             f"step {state.global_step}/{state.max_steps}  loss {values['loss']:.4f}  "
             f"lr {values.get('learning_rate', 0.0):.2e}  {rate:.2f} rows/s  ETA {_clock(left)}"
         )

@@ -6,7 +6,8 @@ The loss of a step is the mean over all answer tokens of its rows, however they 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from fenlei.modeling.memory import checkpoint_activations, checkpoints_activatio
 from fenlei.modeling.packed import BlockSize, KeysAndValues, PackedState, can_pack
 from fenlei.modeling.varlen import flash_kernel, segments_of
 from fenlei.training.beginning import CommonBeginning
-from fenlei.training.calibration import adapter_dtype
 from fenlei.training.dataset import TrainingRow
-from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, shared_length, split_rows
+from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, shared_length, split_rows, tokens_of
+from fenlei.training.number_format import adapter_dtype
+from fenlei.training.packing_check import PackingCheck
 
 # three rows of 384: a tenth faster than two, in a third of the tutorial's memory (docs/benchmarks.md)
 _CPU_TOKENS = 1152
@@ -67,7 +69,8 @@ class TrainingEngine:
         self.micro_batch_tokens = int(
             state.get("micro_batch_tokens") or config.train.micro_batch_tokens or _default_tokens(self.device)
         )
-        self._measured = self.device.type == "cpu" or config.train.micro_batch_tokens or "micro_batch_tokens" in state
+        # only CUDA says how much memory a pass took and how much there is
+        self._measured = self.device.type != "cuda" or config.train.micro_batch_tokens or "micro_batch_tokens" in state
         self.adapter_dtype = adapter_dtype(model, config, state.get("adapter_dtype"))
         self.packed = config.speed.packed and can_pack(model)
         # what the comparison of packed and separate rows said before an interruption counts: rounding may differ
@@ -86,6 +89,13 @@ class TrainingEngine:
             say(f"attention: {words}; {'Liger kernels' if self.fused.get('liger') else 'kernels of torch'}")
         if state.get("activation_checkpointing"):
             checkpoint_activations(self.model)
+
+    def describe(self) -> str:
+        """What was chosen and decides how results are rounded, in words."""
+        base = str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        own = f"; the adapter's products in {str(self.adapter_dtype).removeprefix('torch.')} (speed.adapter_dtype)"
+        fused = self.fused.get("projections") or self.fused.get("mlp")
+        return f"weights in {base}{own if fused else ''}"
 
     def state(self) -> dict[str, Any]:
         """What decides how steps are computed, for a checkpoint: JSON values only."""
@@ -111,11 +121,11 @@ class TrainingEngine:
             TrainingError: not even one row fits into memory.
             StepAbandoned: it was told to give up.
         """
-        if self.packed and not self._checked and not (self._checked_alone and len(rows) < 2):
-            self._check_packing(rows)
         before = self._random_state()
         while True:
             try:
+                if self.packed and not self._checked and not (self._checked_alone and len(rows) < 2):
+                    self._check_packing(rows)
                 return self._accumulate(rows)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -133,16 +143,23 @@ class TrainingEngine:
 
     def _random_state(self) -> list[torch.Tensor]:
         """Of the generators that dropout may draw from: the CPU's and, on a GPU, its own."""
-        own = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        own = []
+        if self.device.type == "cuda":
+            own = [torch.cuda.get_rng_state(self.device)]
+        elif self.device.type == "mps":
+            own = [torch.mps.get_rng_state()]
         return [torch.get_rng_state(), *own]
 
     def _set_random_state(self, states: list[torch.Tensor]) -> None:
         torch.set_rng_state(states[0])
         for own in states[1:]:
-            torch.cuda.set_rng_state(own, self.device)
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(own, self.device)
+            else:
+                torch.mps.set_rng_state(own)
 
     def fit(self, rows: Sequence[TrainingRow]) -> None:
-        """On a GPU: a dry run on the longest rows finds the largest forward pass that fits.
+        """On an NVIDIA GPU: a dry run on the longest rows finds the largest forward pass that fits.
 
         Activation checkpointing is switched on when one row does not fit without.
         """
@@ -152,7 +169,7 @@ class TrainingEngine:
         # a whole step of the longest rows: what they share is shared here too, as in any step
         longest = sorted(rows, key=lambda r: -len(r.input_ids))[: self.config.train.batch_size]
         total = torch.cuda.get_device_properties(self.device).total_memory
-        before = self._random_state()
+        before, weights = self._random_state(), torch.cuda.memory_allocated(self.device)
         for tokens in _GPU_TOKENS:
             self.micro_batch_tokens = tokens
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -160,8 +177,9 @@ class TrainingEngine:
             self.model.zero_grad(set_to_none=True)
             if self.micro_batch_tokens < tokens or len(self._groups(longest)) == 1:
                 break
-            # the next size takes at most twice as much, and the optimizer's averages are still to come
-            if torch.cuda.max_memory_allocated(self.device) > (_MOST_GPU_MEMORY * total - self._moments()) / 2:
+            # the next size takes, beside the weights, at most twice as much, and the optimizer's averages are to come
+            more = 2 * (torch.cuda.max_memory_allocated(self.device) - weights)
+            if weights + more + self._moments() > _MOST_GPU_MEMORY * total:
                 break
         self._set_random_state(before)
         torch.cuda.empty_cache()
@@ -242,47 +260,59 @@ class TrainingEngine:
         models could keep up with that.
         """
         few = sorted(rows, key=lambda r: len(r.input_ids))[:2]
-        # a row alone, such as the last one of an epoch, says nothing about rows that must not see each other
-        self._checked, self._checked_alone = len(few) == 2, True
-        if self._agrees(few):
-            return
-        if self._flash is not None:
+        flash, agree = self._flash is not None, self._agree(few)
+        if flash and not agree:
             self._flash = None
             self._say("FlashAttention does not give what separate rows give; scaled_dot_product_attention is used")
-            if self._agrees(few):
-                return
-        self.packed = False
-        self._say("this model's rows cannot be packed; they are padded side by side, which is slower")
+            agree = self._agree(few)
+        if not agree:
+            self.packed = False
+            self._say("this model's rows cannot be packed; they are padded side by side, which is slower")
+        # a row alone, such as the last one of an epoch, says nothing about rows that must not see each other
+        self._checked, self._checked_alone = len(few) == 2, True
 
-    def _agrees(self, few: Sequence[TrainingRow]) -> bool:
-        """Whether packed rows have the losses of separate ones."""
+    def _agree(self, few: Sequence[TrainingRow]) -> bool:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad():
-                apart = torch.cat([self._losses(padded_batch([r], self.pad_id).to(self.device)) for r in few])
-                batch = self._collate(few)
-                assert batch.layout is not None
-                with self._packing.running(batch.layout, self._kept(batch)):
-                    together = self._losses(batch)
-            bfloat16 = self.model.get_input_embeddings().weight.dtype != torch.float32
-            return torch.allclose(together, apart, rtol=0.05 if bfloat16 else 1e-3, atol=0.1 if bfloat16 else 1e-3)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            if out_of_memory(error):
+            return PackingCheck(few, self._packed_losses, self._separate_losses).passes(
+                self.model,
+                beginning=self._flash is None and self.device.type == "cpu",
+                gradients=self._flash is not None,
+            )
+        except Exception as error:
+            if isinstance(error, MemoryError) or out_of_memory(error):
                 raise
-            return False
+            return False  # whatever a kernel does not like, the rows can still be padded
         finally:
             self.model.train(training)
+
+    def _separate_losses(self, rows: Sequence[TrainingRow]) -> torch.Tensor:
+        return torch.cat([self._losses(padded_batch([r], self.pad_id).to(self.device)) for r in rows])
+
+    @contextmanager
+    def _packed_losses(self, rows: Sequence[TrainingRow], before: int = 0) -> Iterator[torch.Tensor]:
+        """Backward passes happen within."""
+        shared = rows[0].input_ids[:before]
+        once = CommonBeginning(self.model, self._packing, shared, self._size) if before else None
+        batch = self._collate(rows, before)
+        assert batch.layout is not None
+        with self._packing.running(batch.layout, self._kept(batch), past=once.past if once else None):
+            yield self._losses(batch)
 
     def _shrink(self, rows: Sequence[TrainingRow], reason: str) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        groups = self._groups(rows)
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+        # the passes as they were, with what they begin with computed before them
+        before, share = self._beginning(rows), self.config.speed.share_prefix
+        groups = [group for group in self._groups(rows, before) if len(group) > 1]
         longest = max(len(r.input_ids) for r in rows)
-        if max(len(g) for g in groups) > 1:
-            used = min(self.micro_batch_tokens, max(sum(len(r.input_ids) for r in g) for g in groups))
-            self.micro_batch_tokens = max(used // 2, 16)
+        if groups:
+            used = max(tokens_of(group, share=share, packed=self.packed, before=before) for group in groups)
+            self.micro_batch_tokens = max(used // 2, 1)
             self._say(
                 f"out of memory: {self.micro_batch_tokens} tokens a forward pass from now on; batch and loss stay"
             )

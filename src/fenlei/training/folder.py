@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fenlei.artifact import read_json
 from fenlei.config import RunConfig
-from fenlei.durable import InUse, locked, sweep, write_json, write_text
+from fenlei.data import Example
+from fenlei.durable import InUse, locked, make_folder, sweep, write_json, write_text
 from fenlei.errors import TrainingError
+from fenlei.modeling.loading import pick_device, pick_dtype
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
 
 _IDENTITY = "run.json"
+_NOTED_LATER = ("model.dtype", "weights of the base model", "dev rows")
 # what may change between a start and its resume; everything else would make the checkpoint mean something else
 _FREE_TRAIN_SETTINGS = (
     "epochs", "max_steps", "learning_rate", "weight_decay", "warmup_fraction", "scheduler", "max_grad_norm",
@@ -48,34 +51,57 @@ def open_run(config: RunConfig, run_dir: Path, *, resume: bool) -> Checkpoint | 
     return None
 
 
-def check_same_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
-    """On resume: holds the settings and data against what was noted at the start.
+def identity_of(config: RunConfig, data: TrainingData, weights: Mapping[str, str]) -> dict[str, Any]:
+    """What a run is made of: everything that must be the same when it goes on.
+
+    Args:
+        config: the settings.
+        data: the rows; those of the dev set count too, because dev scores are compared over the whole run.
+        weights: sha256 of the base model's files, by name: a folder or a hub's revision may have changed.
+    """
+    train = config.train.model_dump(mode="json")
+    identity: dict[str, Any] = {
+        "model.spec": config.model.spec,
+        "model.quantization": config.model.quantization,
+        "model.dtype": str(pick_dtype(config.model, pick_device(config.model))).removeprefix("torch."),
+        "weights of the base model": _digest(sorted(weights.items())),
+        "data.candidates": config.data.candidates,
+        "labels": list(data.labels.names),
+        "training rows": _rows(data.train),
+        "dev rows": _rows(data.dev),
+    }
+    for group, values in (("prompt", config.prompt), ("lora", config.lora)):
+        identity.update({f"{group}.{k}": v for k, v in values.model_dump(mode="json").items()})
+    identity.update({f"train.{k}": v for k, v in train.items() if k not in _FREE_TRAIN_SETTINGS})
+    return identity
+
+
+def check_same_run(identity: Mapping[str, Any], run_dir: Path) -> None:
+    """On resume: holds a run's identity against what was noted at the start.
 
     Raises:
-        TrainingError: model, prompt, adapter, labels or training rows are not those of the run.
+        TrainingError: model, prompt, adapter, labels, training or dev rows are not those of the run.
     """
-    # runs of earlier versions do not say: they had none
-    identity, stored = _identity(config, data), {"model.quantization": "none", **read_json(run_dir / _IDENTITY)}
-    # a run that began before there was this setting had its default
-    stored = {"prompt.answer": "name", **stored}
-    changed = [key for key in identity if stored.get(key) != identity[key]]
+    # a run that began before there was a setting had its default, and what was not noted cannot be compared
+    stored = {"model.quantization": "none", "prompt.answer": "name", **read_json(run_dir / _IDENTITY)}
+    unknown = [key for key in _NOTED_LATER if key not in stored]
+    changed = [key for key in identity if key not in unknown and stored.get(key) != identity[key]]
     if changed:
         listed = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(identity[key])}" for key in changed)
         raise TrainingError(
-            f"{run_dir}: cannot go on: {listed}. Resume with the settings and data of the run, "
+            f"{run_dir}: cannot go on: {listed}. Resume with the settings, model and data of the run, "
             "or start a new one in another --out"
         )
 
 
-def note_run(config: RunConfig, data: TrainingData, run_dir: Path) -> None:
-    """Writes down what the run is made of, its settings and its identity, and removes what a crash left behind."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+def note_run(config: RunConfig, identity: Mapping[str, Any], run_dir: Path) -> None:
+    """Writes down a run's settings and its identity in its folder, and removes what a crash left behind."""
     for folder in (run_dir, run_dir / "report"):
         sweep(folder)
     for unfinished in run_dir.glob(".classifier-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).tidy()
-    write_json(run_dir / _IDENTITY, _identity(config, data))
+    write_json(run_dir / _IDENTITY, identity)
     write_text(run_dir / "config.yaml", config.to_yaml())
 
 
@@ -88,7 +114,7 @@ def sole_user(run_dir: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process is training here.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(run_dir))
@@ -99,23 +125,16 @@ def sole_user(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _identity(config: RunConfig, data: TrainingData) -> dict[str, Any]:
-    train = config.train.model_dump(mode="json")
+def _rows(examples: Sequence[Example]) -> str:
+    rows = ([e.text, e.label, list(e.candidates or ())] for e in examples)
+    return f"{len(examples)} rows, sha256 {_digest(rows)}"
+
+
+def _digest(items: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for example in data.train:
-        row = [example.text, example.label, list(example.candidates or ())]
-        digest.update(json.dumps(row, ensure_ascii=True).encode())
-    identity: dict[str, Any] = {
-        "model.spec": config.model.spec,
-        "model.quantization": config.model.quantization,
-        "data.candidates": config.data.candidates,
-        "labels": list(data.labels.names),
-        "training rows": f"{len(data.train)} rows, sha256 {digest.hexdigest()[:16]}",
-    }
-    for group, values in (("prompt", config.prompt), ("lora", config.lora)):
-        identity.update({f"{group}.{k}": v for k, v in values.model_dump(mode="json").items()})
-    identity.update({f"train.{k}": v for k, v in train.items() if k not in _FREE_TRAIN_SETTINGS})
-    return identity
+    for item in items:
+        digest.update(json.dumps(item, ensure_ascii=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

@@ -64,11 +64,7 @@ def split_rows(
     group: list[TrainingRow] = []
     for row in sorted(rows, key=lambda r: r.input_ids if sharing else -len(r.input_ids)):
         wider = [*group, row]
-        if packed:
-            shared = before or (shared_length(wider) if sharing else 0)
-            size = shared * (not before) + sum(len(r.input_ids) - shared for r in wider)
-        else:
-            size = len(wider) * max(len(r.input_ids) for r in wider)
+        size = tokens_of(wider, share=share, packed=packed, before=before)
         if group and (size > tokens or len(wider) > (most_rows or len(rows))):
             yield group
             group = [row]
@@ -76,6 +72,14 @@ def split_rows(
             group = wider
     if group:
         yield group
+
+
+def tokens_of(rows: Sequence[TrainingRow], *, share: bool = True, packed: bool = True, before: int = 0) -> int:
+    """Tokens of one forward pass of rows; arguments as for :func:`split_rows`."""
+    if not packed:
+        return len(rows) * max(len(r.input_ids) for r in rows)
+    shared = before or (shared_length(rows) if share else 0)
+    return shared * (not before) + sum(len(r.input_ids) - shared for r in rows)
 
 
 def shared_length(rows: Sequence[TrainingRow]) -> int:

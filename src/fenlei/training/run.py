@@ -14,15 +14,16 @@ from rich.console import Console
 
 from fenlei.artifact import TOKENIZER, write_artifact
 from fenlei.config import LEARNING_RATES, RunConfig
+from fenlei.console import LastingConsole
 from fenlei.data import Example
-from fenlei.durable import disk_full_message, is_disk_full
+from fenlei.durable import disk_full_message, fault_of_system, is_disk_full
 from fenlei.errors import FenleiError, Interrupted, StopNow, TrainingError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.report import model_card
 from fenlei.inference import Predictor
 from fenlei.modeling.adapter import add_adapter, finish_training, save_weights
 from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count, pick_device
-from fenlei.modeling.memory import checkpoint_activations
+from fenlei.modeling.memory import checkpoint_activations, give_memory_back
 from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
 from fenlei.tracking import Record, TrackerGroup, start_tracking
@@ -30,11 +31,13 @@ from fenlei.tracking.record import rewind
 from fenlei.training.callbacks import CutShort, EarlyStopping, Interruption, Reporter, Schedule
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
 from fenlei.training.data import TrainingData
-from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set, require_one_gpu
+from fenlei.training.dataset import TrainingRow, TrainingSet, build_training_set
 from fenlei.training.findings import report_label_errors, report_ladder
-from fenlei.training.folder import check_same_run, note_run, open_run, sole_user
+from fenlei.training.folder import check_same_run, identity_of, note_run, open_run, sole_user
+from fenlei.training.foresight import memory_warning
 from fenlei.training.outcome import measure_cost, publish
 from fenlei.training.report import Scored, calibrate, check_calibration, report_part
+from fenlei.training.requirements import require_gradients, require_one_gpu
 from fenlei.training.space import classifier_bytes, require_space
 from fenlei.training.state import restore_weights
 
@@ -93,11 +96,12 @@ def train_classifier(
         before_training: called with the untrained classifier, e.g. to measure zero-shot accuracy.
 
     Raises:
-        TrainingError: the run folder is in use, there is nothing to resume, a loss is not finite, or the disk is full.
+        TrainingError: the run folder is in use, there is nothing to resume, a loss is not finite, or the disk is full
+            or fails.
         Interrupted: Ctrl-C or another signal to stop; a checkpoint was written.
         ModelError, ConfigError, DataError: see their modules.
     """
-    console = console or Console(stderr=True, markup=False, highlight=False)
+    console = console or LastingConsole(stderr=True, markup=False, highlight=False)
     store = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
     with Interruption(console) as interruption:
         try:
@@ -105,10 +109,16 @@ def train_classifier(
         except KeyboardInterrupt:
             raise _interrupted(config, run_dir, store, interruption) from None
         except Exception as error:
-            if isinstance(error, FenleiError) or not is_disk_full(error):
+            if isinstance(error, FenleiError):
                 raise
-            text = disk_full_message(error, run_dir, "the run")
-            raise TrainingError(f"{text}. Make room, then go on with --resume") from error
+            if is_disk_full(error):
+                text = disk_full_message(error, run_dir, "the run")
+                raise TrainingError(f"{text}. Make room, then go on with --resume") from error
+            if (fault := fault_of_system(error)) is None:
+                raise
+            raise _faulty(fault, run_dir, store) from error
+        finally:
+            give_memory_back()
 
 
 def _run(
@@ -125,6 +135,7 @@ def _run(
     open_run(config, run_dir, resume=resume)
     for line in store.damaged():
         console.print(f"passed over: {line}", style="yellow")
+    require_gradients(config)
     require_one_gpu(pick_device(config.model))
     check_calibration(config.calibration, len(data.dev))
     folder = resolve(config.model.spec, cache_dir=config.model.cache_dir, offline=config.model.offline)
@@ -132,15 +143,16 @@ def _run(
     encoder = PromptEncoder(tokenizer, config.prompt, data.labels, config.data.candidates)
     rows = build_training_set(data.train, encoder, oversample=config.train.oversample, seed=config.train.seed)
     _say_data(console, data, rows, config)
+    identity = identity_of(config, data, folder.weights_sha256())
     if resume:
-        check_same_run(config, data, run_dir)
+        check_same_run(identity, run_dir)
 
     session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder, interruption)
     session.load()
     require_space(session.model, run_dir, config.train.keep_checkpoints)
     with sole_user(run_dir):  # nothing is written before everything that can be refused has been
         open_run(config, run_dir, resume=resume)  # another process may have been here meanwhile
-        note_run(config, data, run_dir)
+        note_run(config, identity, run_dir)
         checkpoint = store.latest() if resume else None
         if before_training is not None:
             before_training(session.predictor)
@@ -277,6 +289,10 @@ class _Session:
             give_up=self.interruption.overdue,
         )
         engine.fit(rows.rows)
+        if warning := memory_warning(self.model, rows.rows, engine.micro_batch_tokens):
+            self.console.print(warning, style="yellow")
+        self.console.print(f"computed: {engine.describe()}")
+        record.write("note", checkpoint.step if checkpoint else 0, message=f"computed: {engine.describe()}")
         arguments = training_arguments(self.config, self.run_dir, pick_device(self.config.model))
         reporter = Reporter(record, trackers, self.console, train.batch_size)
         stopping = EarlyStopping(train.early_stopping)
@@ -286,7 +302,7 @@ class _Session:
             train_dataset=rows,
             data_collator=_whole_step,
             callbacks=[
-                Schedule(train, -(-len(rows) // train.batch_size), bool(self.data.dev)),
+                Schedule(train, -(-len(rows) // train.batch_size), len(self.data.dev)),
                 stopping,
                 self.interruption,
                 reporter,
@@ -364,6 +380,16 @@ class _Session:
             return None
         labels, folder = self.data.labels.names, self.run_dir / "report"
         return report_part(part, scored, labels, self.predictor.calibration, folder, step, record, trackers)
+
+
+def _faulty(fault: OSError, run_dir: Path, store: CheckpointStore) -> TrainingError:
+    """A disk that fails, became read-only or went away."""
+    with suppress(OSError):  # it may not be readable either
+        if (last := store.latest()) is not None:
+            how = f"the last checkpoint is {last.path}. Mend it, then go on with --resume"
+            return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
+    how = "no checkpoint can be found. Mend it, then start again"
+    return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
 
 
 def _interrupted(config: RunConfig, run_dir: Path, store: CheckpointStore, interruption: Interruption) -> Interrupted:
