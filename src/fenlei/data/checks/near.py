@@ -20,6 +20,7 @@ _PERMUTATIONS = 64
 _SEED = 42
 _MISSED = 0.02  # most pairs at the threshold that banding may overlook
 _MOST_PAIRS = 2_000_000
+_NEIGHBOURS = 4  # of more rows that are all alike, each is compared with so many before it, and the first
 _CHUNK = 4_000_000  # characters that are compared at once
 
 
@@ -30,7 +31,7 @@ class NearPairs(NamedTuple):
         first: row of each pair, the smaller number, ``(P,)``.
         second: the other, ``(P,)``.
         similarity: Jaccard similarity of the sets of pieces, ``(P,)``.
-        complete: False where there were too many pairs to compare them all.
+        complete: False where there were too many candidates to compare them all: there may be more pairs.
     """
 
     first: NDArray[np.int64]
@@ -102,7 +103,8 @@ def near_pairs(
 ) -> NearPairs:
     """Pairs of rows that are similar enough.
 
-    Of many rows that are all alike, each is paired with the first of them and with its neighbour, not with all others.
+    Of more than six rows that are all alike, each is paired with the first of them and with four neighbours, not with
+    all others.
 
     Args:
         keys: from :func:`band_keys`, ``(N, B)``.
@@ -133,22 +135,27 @@ def _candidates(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], bool]:
     import numpy as np
 
     codes: NDArray[np.int64] = np.zeros(0, np.int64)
+    complete = True
     for band in range(keys.shape[1]):
         column = keys[:, band]
         order = np.argsort(column, kind="stable")
         order = order[np.searchsorted(column[order], 1) :]
         ordered = column[order]
-        same = ordered[1:] == ordered[:-1]
-        begins = np.concatenate([[True], ~same]) if len(order) else np.zeros(0, bool)
+        begins = np.diff(ordered, prepend=0) != 0
         head = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-        later = np.flatnonzero(~begins)
-        pairs = np.concatenate([order[head[later]], order[later - 1]]) * len(keys)
-        codes = np.concatenate([codes, pairs + np.concatenate([order[later], order[later]])])
+        behind = np.arange(len(order)) - head  # rows before it in its bucket
+        complete = complete and not (behind > _NEIGHBOURS + 1).any()
+        far = np.flatnonzero(behind > _NEIGHBOURS)
+        found = [codes, order[head[far]] * len(keys) + order[far]]
+        for distance in range(1, _NEIGHBOURS + 1):
+            later = np.flatnonzero(behind >= distance)
+            found.append(order[later - distance] * len(keys) + order[later])
+        codes = np.concatenate(found)
         codes.sort()  # np.union1d hashes, which takes minutes for numbers as regular as these
         codes = codes[np.diff(codes, prepend=-1) > 0]
         if len(codes) > _MOST_PAIRS:
             return codes[:_MOST_PAIRS], False
-    return codes, True
+    return codes, complete
 
 
 def _jaccard(first: NDArray[np.int64], second: NDArray[np.int64], text_of: Callable[[int], str]) -> NDArray[np.float64]:
