@@ -139,6 +139,44 @@ def test_added_label(run, fenlei, tmp_path):  # noqa: F811
     assert "体育" in err
 
 
+class TestBeforeTheModelIsLoaded:
+    """A large model takes minutes to load: what is wrong with the input is said before."""
+
+    @pytest.fixture
+    def loads(self, monkeypatch):
+        from fenlei import TextClassifier
+
+        found, load = [], TextClassifier.load
+        monkeypatch.setattr(TextClassifier, "load", lambda *a, **k: found.append(1) or load(*a, **k))
+        return found
+
+    def test_what_is_wrong_with_the_input_is_said(self, run, fenlei, tmp_path, loads):  # noqa: F811
+        source, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+        for more, words in (([], "no such file"), (["--columns", "txet"], "did you mean 'text'")):
+            code, _, err = fenlei("predict", run, source, "--out", out, *more, *QUICK)
+            assert (code, loads) == (2, []), err
+            assert words in err
+            source.write_text('{"text": "a", "n": 1}\n' * 20, "utf-8")
+        code, _, err = fenlei("predict", run, source, "--out", out, *QUICK)
+        assert (code, loads) == (0, [1]), err
+
+    def test_a_changed_input_is_refused(self, run, fenlei, texts, tmp_path, loads):  # noqa: F811
+        source, out = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+        source.write_bytes(texts.read_bytes())
+        process = subprocess.Popen(command(run, source, out), stderr=subprocess.PIPE, text=True)
+        wait_for_a_chunk(process, out)
+        process.kill()
+        process.communicate()
+        source.write_bytes(source.read_bytes() + b'{"text": "b"}\n')
+        arguments = command(run, source, out, "--resume")[3:]
+        code, _, err = fenlei(*arguments)
+        assert (code, loads) == (2, []), err
+        assert "the content of INPUT was" in err
+        source.write_bytes(texts.read_bytes())
+        assert fenlei(*arguments)[0] == 0
+        assert loads == [1]
+
+
 class TestExplain:
     TEXT = "国足今晚迎战韩国队。天气很好。"
 

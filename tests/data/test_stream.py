@@ -100,13 +100,28 @@ def test_changed_content_has_another_fingerprint(tmp_path, monkeypatch):
         seen.add(fingerprint(source))
     assert len(seen) == 5
     assert fingerprint("ms:ORG/NAME") == ""
+
+
+def test_one_byte_in_the_middle_of_a_large_file_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "_BLOCK", 16)
-    monkeypatch.setattr(probe, "_MOST_BLOCKS", 4)
-    large = {fingerprint(source)}
-    for changed in (content + b"\n", b" " + content[1:], content[:-1] + b" "):
-        source.write_bytes(changed)
-        large.add(fingerprint(source))
-    assert len(large) >= 3, "of a large file, its size and both of its ends"
+    monkeypatch.setattr(probe, "_COUNTED", 2)
+    source = write(tmp_path / "a.jsonl", ROWS)
+    content = source.read_bytes()
+    seen = {fingerprint(source)}
+    for place in range(0, len(content), 97):
+        source.write_bytes(content[:place] + b"#" + content[place + 1 :])
+        seen.add(fingerprint(source))
+    assert len(seen) == 1 + len(range(0, len(content), 97))
+
+
+@pytest.mark.parametrize("marks", [["dataset_dict.json"], ["state.json", "dataset_info.json"]])
+def test_a_saved_data_set_has_no_files_that_could_be_hashed_one_by_one(tmp_path, marks):
+    for name in marks:
+        (tmp_path / name).write_text("{}")
+    write(tmp_path / "a.jsonl", ROWS)
+    assert fingerprint(tmp_path) == ""
+    (tmp_path / marks[0]).unlink()  # negative control: a folder like any other
+    assert fingerprint(tmp_path) != ""
 
 
 def test_a_folder_is_its_data_files(tmp_path):

@@ -73,15 +73,17 @@ class FakeClassifier:
 
 
 def predict(source: Any, out: Any, *, resume: bool = False, overwrite: bool = False, **how: Any) -> Any:
-    """A bulk prediction with the fake classifier; ``how``: ``classifier``, ``sha``, ``progress`` or a selection."""
+    """A bulk prediction with the fake classifier; ``how``: it, ``sha``, ``machine``, ``progress`` or a selection."""
     classifier = how.pop("classifier", None) or FakeClassifier(how.pop("overrides", ()))
     sha, progress = how.pop("sha", "0" * 64), how.pop("progress", None)
+    machine = how.pop("machine", None)
     with open_output(source, out, resume=resume, overwrite=overwrite) as output:
         return predict_file(
             classifier,
             source,
             output,
             classifier_sha256=sha,
+            machine=machine,
             selection=Selection(**{"chunk_rows": 8, **how}),
             progress=progress,
         )

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fenlei.data import readers
+from fenlei.data.tables import RawRow, Table
 from fenlei.errors import ConfigError, DataError, StopNow
 from fenlei.inference import bulk, chunks, output, records, store, writers
 from fenlei.inference.journal import read_journal
@@ -227,6 +229,7 @@ CHANGES = {
     "setting": ("prompt.max_length was 384, is 128", {"overrides": ("prompt.max_length=128",)}, None),
     "column": ("data.text_column was None, is n", {"overrides": ("data.text_column=n",)}, None),
     "device": ("model.device was auto, is cpu", {"overrides": ("model.device=cpu",)}, None),
+    "machine": ("the number of threads was None, is 8", {"machine": {"the number of threads": 8}}, None),
 }
 
 
@@ -249,15 +252,18 @@ def test_going_on_is_refused_when_something_changed(tmp_path, source, change):
 
 def test_another_output_format_or_library_is_refused(tmp_path, source, monkeypatch):
     out = tmp_path / "o.jsonl"
+    libraries = ("fenlei", "torch", "transformers", "peft", "tokenizers")
     interrupted(source, out)
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "OUTPUT_FORMAT", "999")
         with pytest.raises(DataError, match=r"the output format was 3 \(id, label, .*\), is 999"):
             predict(source, out, resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "library_versions", lambda: dict.fromkeys(("torch", "transformers", "tokenizers"), "0"))
-        with pytest.raises(DataError, match="the version of torch was"):
+        patch.setattr(bulk, "library_versions", lambda: dict.fromkeys(libraries, "0"))
+        with pytest.raises(DataError) as refused:
             predict(source, out, resume=True)
+        assert all(f"the version of {name} was " in str(refused.value) for name in libraries)
+        assert "is 0" in str(refused.value)
     journal = out.with_name("o.jsonl.journal")
     content = json.loads(journal.read_text("utf-8"))
     journal.write_text(json.dumps({**content, "journal_version": 9}))
@@ -305,9 +311,39 @@ def test_a_column_of_the_input_with_a_fields_name_is_renamed(tmp_path):
     assert isinstance(row["confidence"], float)
 
 
+def test_of_a_limited_run_only_the_rows_that_are_wanted_count(tmp_path, source):
+    out, rows = tmp_path / "o.jsonl", lines(source)
+    interrupted(source, out, limit=16)
+    write(source, [*rows[:16], {"text": "another"}])
+    (tmp_path / "o.jsonl.journal").rename(tmp_path / "kept")
+    for place in (3, 15):  # done, and to come
+        (tmp_path / "o.jsonl.journal").write_bytes((tmp_path / "kept").read_bytes())
+        changed = [*rows]
+        changed[place] = {"text": "another"}
+        write(source, changed)
+        with pytest.raises(DataError, match="the content of INPUT was"):
+            predict(source, out, resume=True, limit=16)
+    write(source, [*rows[:16], {"text": "another"}])
+    assert predict(source, out, resume=True, limit=16).counts.read == 16
+
+
+def test_a_data_set_without_files_of_its_own_is_told_by_its_rows(tmp_path, monkeypatch):
+    """Of a hub, or saved by `datasets`: a row that is still to come has changed."""
+    rows = [{"text": f"{i}"} for i in range(20)]
+    tables = lambda *_, **__: [Table("ms:A/B/test", (RawRow(i, row) for i, row in enumerate(rows, 1)))]  # noqa: E731
+    monkeypatch.setattr(readers.hub, "hub_tables", tables)
+    out = tmp_path / "o.jsonl"
+    interrupted("ms:A/B", out)
+    kept, rows[17] = rows[17], {"text": "another"}
+    with pytest.raises(DataError, match="the content of INPUT was"):
+        predict("ms:A/B", out, resume=True)
+    rows[17] = kept
+    assert predict("ms:A/B", out, resume=True).counts.written == 20
+
+
 @pytest.mark.parametrize("with_hash", [True, False], ids=["hash", "negative control"])
 def test_rows_changed_where_the_fingerprint_does_not_look_are_noticed(tmp_path, source, monkeypatch, with_hash):
-    monkeypatch.setattr(bulk, "fingerprint", lambda source: "")  # as for a hub data set
+    monkeypatch.setattr(bulk, "fingerprint", lambda source: "")
     if not with_hash:
         monkeypatch.setattr(
             bulk, "skip_done", lambda chunks, rows, consumed, source: [next(chunks) for _ in range(rows // 8)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from fenlei.data.probe import RowCount
     from fenlei.inference.bulk import BulkResult, Selection
     from fenlei.inference.output import Output, OutputPaths
+    from fenlei.inference.predictor import Predictor
 
 _LOG_SECONDS = 30.0
+# bad rows are put aside, unless the user says otherwise
+_PUT_ASIDE = "data.on_bad_row=skip"
 
 
 def predict(
@@ -81,18 +85,55 @@ def _predict(
     added: tuple[str, ...],
     console: Console,
 ) -> BulkResult:
+    from fenlei.cli.common import quiet_libraries
     from fenlei.inference.bulk import predict_file
+    from fenlei.modeling.machine import machine_of
 
-    classifier = _load(run, overrides, added)
+    quiet_libraries()
+    classifier = _Unloaded(run, overrides, added)
     with _Bar(console) as bar:
         return predict_file(
             classifier,
             source,
             output,
-            classifier_sha256=_fingerprint(run, classifier),
+            classifier_sha256=classifier.fingerprint(),
+            machine=machine_of(classifier.config.model),
             selection=selection,
             progress=bar,
         )
+
+
+class _Unloaded:
+    """A classifier whose model is loaded when it is asked for: what is wrong with INPUT is said at once."""
+
+    def __init__(self, run: Path, overrides: list[str], added: tuple[str, ...]) -> None:
+        from fenlei.artifact import read_artifact
+        from fenlei.config import RunConfig
+        from fenlei.data import LabelSet
+        from fenlei.inference.loading import stored_settings
+
+        self._run, self._overrides, self._added = run, overrides, added
+        artifact = read_artifact(run)
+        self._folder = artifact.path
+        self.config = RunConfig.build(stored_settings(artifact, run), overrides=[_PUT_ASIDE, *overrides])
+        labels = LabelSet.from_dict(artifact.labels)
+        self.labels = LabelSet((*labels.names, *added), descriptions=labels.descriptions, aliases=labels.aliases)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model."""
+        return _load(self._run, self._overrides, self._added).predictor
+
+    def fingerprint(self) -> str:
+        """Hash of all that makes it: its folder, labels that were added, what was set of its calibration."""
+        import hashlib
+        import json
+
+        from fenlei.artifact import MANIFEST, sha256_of
+
+        calibration = self.config.calibration.model_dump(mode="json", exclude_unset=True)
+        parts = [sha256_of(self._folder / MANIFEST), self.labels.to_dict(), calibration]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _load(run: Path, overrides: list[str], added: tuple[str, ...]) -> TextClassifier:
@@ -100,21 +141,8 @@ def _load(run: Path, overrides: list[str], added: tuple[str, ...]) -> TextClassi
     from fenlei.cli.common import quiet_libraries
 
     quiet_libraries()
-    # bad rows are put aside, unless the user has said otherwise
-    classifier = TextClassifier.load(run, overrides=["data.on_bad_row=skip", *overrides])
+    classifier = TextClassifier.load(run, overrides=[_PUT_ASIDE, *overrides])
     return classifier.add_labels(added) if added else classifier
-
-
-def _fingerprint(run: Path, classifier: TextClassifier) -> str:
-    """Hash of all that makes the classifier: its folder, labels that were added, a threshold that was given."""
-    import hashlib
-    import json
-
-    from fenlei.artifact import MANIFEST, find_classifier, sha256_of
-
-    manifest = sha256_of(find_classifier(run) / MANIFEST)
-    parts = [manifest, classifier.labels.to_dict(), classifier.calibration.to_dict()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _advice(paths: OutputPaths, command: Sequence[str], overwrite: bool) -> str:

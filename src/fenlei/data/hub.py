@@ -80,15 +80,22 @@ def hub_tables(source: str, *, role: str, split: str | None, offline: bool) -> l
     )
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether ``datasets``' ``save_to_disk`` wrote a folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
 def saved_rows(folder: Path, *, role: str, split: str | None) -> Table | None:
     """Rows of a folder written by ``datasets``' ``save_to_disk``, or None for any other folder.
 
     Raises:
         DataError: the folder is damaged or lacks the split.
     """
-    several = (folder / "dataset_dict.json").is_file()
-    if not several and not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
+    if not is_saved(folder):
         return None
+    several = (folder / "dataset_dict.json").is_file()
     import datasets
 
     try:

@@ -14,9 +14,7 @@ from fenlei.data.tables import kind_of
 from fenlei.errors import DataError
 
 _BLOCK = 1 << 20
-_MOST_BLOCKS = 256
 _COUNTED = 64  # blocks whose lines are counted
-_DATASET_SUFFIXES = (".arrow", ".json")  # what `datasets` saves a data set as
 
 
 class RowCount(NamedTuple):
@@ -32,24 +30,19 @@ class RowCount(NamedTuple):
 
 
 def fingerprint(source: str | Path) -> str:
-    """A hash by which changed content is noticed, whatever the times of the files say; "" for a hub data set.
-
-    Files of up to 256 MB are hashed whole. Of a larger one, its size and 256 blocks of 1 MB spread from its first byte
-    to its last: no more than a second however large it is. What lies between is for the reader of the rows to hash.
+    """A hash of all bytes of a source's files, whatever their times say; "" for data sets of a hub or of ``datasets``.
 
     Raises:
         DataError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    files = _data_files(source)
+    files = data_files(source)
     for file in files:
         try:
-            size = file.stat().st_size
-            digest.update(f"{file.name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
             with file.open("rb") as handle:
-                for start in _spread(size, _MOST_BLOCKS):
-                    handle.seek(start)
-                    digest.update(handle.read(_BLOCK))
+                while block := handle.read(_BLOCK):
+                    digest.update(block)
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     return digest.hexdigest() if files else ""
@@ -62,7 +55,7 @@ def estimate_rows(source: str | Path) -> RowCount | None:
         None where it cannot be told cheaply: JSON arrays, data sets of a hub or of ``datasets``.
     """
     total, exact = 0, True
-    files = _data_files(source)
+    files = data_files(source)
     for file in files:
         kind = kind_of(file)
         try:
@@ -80,13 +73,15 @@ def estimate_rows(source: str | Path) -> RowCount | None:
     return RowCount(total, exact) if files else None
 
 
-def _data_files(source: str | Path) -> list[Path]:
+def data_files(source: str | Path) -> list[Path]:
+    """The local files that a source is read from; none for data sets of a hub or of ``datasets``."""
     if isinstance(source, str) and hub.hub_id(source) is not None:
         return []
+    path = Path(source).expanduser()
+    if path.is_dir() and hub.is_saved(path):
+        return []
     found = sorted(input_files(source), key=lambda file: file.name)
-    if not Path(source).expanduser().is_dir():
-        return found
-    return [file for file in found if kind_of(file) or file.suffix in _DATASET_SUFFIXES]
+    return [file for file in found if kind_of(file)] if path.is_dir() else found
 
 
 def _spread(size: int, blocks: int) -> list[int]:

@@ -15,16 +15,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from fenlei.artifact import library_versions
 from fenlei.config import RunConfig
 from fenlei.data import LabelSet, StreamedRow, stream_examples
-from fenlei.data.probe import RowCount, estimate_rows, fingerprint
+from fenlei.data.probe import RowCount, data_files, estimate_rows, fingerprint
 from fenlei.data.readers import SHOWN, rejected_line, require_good_rows
 from fenlei.errors import DataError, FenleiError
 from fenlei.inference.ahead import one_ahead
@@ -42,7 +43,8 @@ _NO_INFLUENCE = {
     "data": ("train", "dev", "test", "dev_fraction", "on_bad_row"),
     "model": ("spec", "offline", "trust_remote_code", "cache_dir"),  # weights are held against their hash on loading
 }
-_LIBRARIES = ("torch", "transformers", "tokenizers")
+# files of more bytes take a while to hash
+_LARGE = 4 << 30
 # so many rows refused and none answered is no fault of the rows
 _ALL_REFUSED = 16
 
@@ -58,7 +60,7 @@ class BulkClassifier(Protocol):
 
     @property
     def predictor(self) -> BulkPredictor:
-        """What reads rows and scores them."""
+        """What reads rows and scores them. Asked for only once nothing is wrong with the input: loading takes time."""
 
 
 class Progress(Protocol):
@@ -125,6 +127,7 @@ def predict_file(
     output: Output,
     *,
     classifier_sha256: str,
+    machine: Mapping[str, Any] | None = None,
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> BulkResult:
@@ -138,6 +141,8 @@ def predict_file(
         source: file, folder or data set id.
         output: where predictions go; says whether a run goes on or begins.
         classifier_sha256: hash of the classifier's manifest: a run goes on only with the same classifier.
+        machine: what else the last digits of a score depend on, e.g. :func:`fenlei.modeling.machine.machine_of`; a run
+            goes on only where it is the same.
         selection: which rows and columns.
         progress: is told how it goes.
 
@@ -147,7 +152,8 @@ def predict_file(
             nothing.
         FenleiError: the classifier refuses the first rows one and all; the kind and the reason are those of the first.
     """
-    return _Run(classifier, source, output, selection or Selection(), progress or NoProgress()).do(classifier_sha256)
+    run = _Run(classifier, source, output, selection or Selection(), progress or NoProgress())
+    return run.do(classifier_sha256, machine or {})
 
 
 class _Run:
@@ -162,8 +168,8 @@ class _Run:
         self.refused = 0
         self.noted: set[str] = set()
 
-    def do(self, classifier_sha256: str) -> BulkResult:
-        identity = self._identity(classifier_sha256)
+    def do(self, classifier_sha256: str, machine: Mapping[str, Any]) -> BulkResult:
+        identity = self._identity(classifier_sha256, machine)
         journal = self.output.journal
         if journal is not None:
             journal.require_same(identity, self.paths.shown)
@@ -191,33 +197,26 @@ class _Run:
         first = next(chunks, None)  # what is wrong with the input as a whole shows here, before anything is written
         if first is None and journal is None:
             raise DataError(f"{self.source}: no rows; expected at least one row with a text")
-        total = self._total()
+        total, predictor = self._total(), self.classifier.predictor
         begun = journal or Journal(identity, overwrite=self.output.overwrite)
         store = Store(self.paths, begun, total.rows if total else None)
         try:
             with store:
                 self.progress.start(begun.counts.read, total)
                 # while the model scores a chunk, the next one is read and tokenized
-                prepared = one_ahead(self._prepare(itertools.chain([first] if first else [], chunks)))
+                prepared = one_ahead(_prepare(predictor, itertools.chain([first] if first else [], chunks)))
                 with contextlib.closing(prepared):
                     for item in prepared:
-                        self._do_chunk(*item, store)
+                        self._do_chunk(predictor, *item, store)
                 return store.journal
         except FenleiError:
             if journal is None and not store.journal.counts.written and not store.disk_failed:
                 discard(self.paths)
             raise
 
-    def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Any]]]:
-        """Each chunk with the prompts of its rows."""
-        for chunk in chunks:
-            yield chunk, encode_rows(self.classifier.predictor, chunk.rows)
-
-    def _do_chunk(self, chunk: Chunk, prompts: list[Any], store: Store) -> None:
+    def _do_chunk(self, predictor: BulkPredictor, chunk: Chunk, prompts: list[Any], store: Store) -> None:
         self._end_if_told_to(chunk, prompts, store)
-        answers = score_rows(
-            self.classifier.predictor, chunk.rows, prompts, self.progress.advance, partial(self._note_once, "memory")
-        )
+        answers = score_rows(predictor, chunk.rows, prompts, self.progress.advance, partial(self._note_once, "memory"))
         self._end_if_told_to(chunk, answers, store)
         self._look_at_refused(chunk, answers, store)
         lines = [self._line(row, p) for row, p in zip(chunk.rows, answers, strict=True) if not isinstance(p, Exception)]
@@ -304,19 +303,34 @@ class _Run:
             return total
         return RowCount(min(total.rows, limit), total.exact)
 
-    def _identity(self, classifier_sha256: str) -> dict[str, Any]:
+    def _content(self) -> str:
+        """A hash of the input: of its files, or of the rows that are wanted where there are none or not all of them."""
+        files = data_files(self.source) if self.selection.limit is None else []
+        if files:
+            if sum(file.stat().st_size for file in files) > _LARGE:
+                self.progress.note("looking through the input, so that --resume notices a change")
+            return fingerprint(self.source)
+        digest = ""
+        for chunk in iter_chunks(self._rows(), self.selection.chunk_rows, self.selection.chunk_bytes):
+            digest = chunk.consumed
+        return digest
+
+    def _identity(self, classifier_sha256: str, machine: Mapping[str, Any]) -> dict[str, Any]:
         """What the output depends on; keys as the user knows them, for the message when one has changed."""
         config = self.classifier.config.model_dump(mode="json")
-        versions = library_versions()
+        versions = {**library_versions(), "numpy": version("numpy")}
+        if self.paths.suffix == ".parquet":
+            versions["pyarrow"] = version("pyarrow")
         identity: dict[str, Any] = {
             "the output format": OUTPUT_FORMAT,
             "INPUT": str(self.source),
-            "the content of INPUT": fingerprint(self.source)[:16],
+            "the content of INPUT": self._content()[:16],
             "RUN (hash of its classifier)": classifier_sha256[:16],
             "--limit": self.selection.limit,
             "--columns": None if self.selection.columns is None else ",".join(self.selection.columns),
             "the size of a chunk": f"{self.selection.chunk_rows} rows or {self.selection.chunk_bytes} bytes",
-            **{f"the version of {name}": versions[name] for name in _LIBRARIES},
+            **{f"the version of {name}": found for name, found in versions.items()},
+            **machine,
         }
         for group, values in config.items():
             if group not in _NO_INFLUENCE[""]:
@@ -333,3 +347,9 @@ class _Run:
         if counts.read > SHOWN:
             lines.append(f"  ... and {counts.read - SHOWN} more, all in {self.paths.rejected}")
         return "\n".join(lines)
+
+
+def _prepare(predictor: BulkPredictor, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Any]]]:
+    """Each chunk with the prompts of its rows."""
+    for chunk in chunks:
+        yield chunk, encode_rows(predictor, chunk.rows)
