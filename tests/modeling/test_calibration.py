@@ -217,6 +217,20 @@ def test_settings_that_would_change_the_meaning(overrides, words):
         FITTED.with_settings(settings(*overrides))
 
 
+def test_a_threshold_does_not_outlive_its_label_set():
+    def more_labels(threshold, *overrides):
+        Calibration(threshold=threshold).require_for_more_labels(RunConfig.build({}, overrides=overrides).calibration)
+
+    with pytest.raises(ConfigError, match=r"threshold 0\.8 .* give calibration\.threshold as well"):
+        more_labels(0.8)
+    with pytest.raises(ConfigError):
+        more_labels(0.8, "calibration.method=none")
+    # negative controls: it was given, or means the same with any labels
+    more_labels(0.8, "calibration.threshold=0.8")
+    more_labels(None)
+    more_labels(ALWAYS_ABSTAIN)
+
+
 def test_targets_exclude_each_other():
     with pytest.raises(ConfigError, match="target_precision and target_coverage exclude each other"):
         settings("calibration.target_precision=0.9", "calibration.target_coverage=0.9")

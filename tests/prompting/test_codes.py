@@ -11,6 +11,7 @@ from fenlei.artifact import write_json
 from fenlei.config import PromptConfig, RunConfig
 from fenlei.data import Example, LabelSet
 from fenlei.errors import ArtifactError, ConfigError, DataError
+from fenlei.modeling.calibration import Calibration
 from fenlei.prompting import PromptEncoder
 from fenlei.prompting.codes import assign_codes, code_texts
 from tests.conftest import SENTENCES
@@ -207,6 +208,19 @@ class TestSavedClassifier:
         assert more.predict_proba(TEXTS).sum(axis=1) == pytest.approx(1.0)
         assert made.predict_proba(TEXTS) == pytest.approx(before, abs=1e-6)
         assert more.predict(TEXTS[:2], candidates=["娱乐"]) == ["娱乐", "娱乐"]
+
+    def test_a_threshold_is_given_anew_with_added_labels(self, trained, tmp_path):
+        made, _ = trained
+        plain = made.calibration
+        made.predictor.calibration = Calibration(threshold=0.7)
+        try:
+            with pytest.raises(ConfigError, match="threshold 0.7 was chosen without the labels to be added"):
+                made.add_labels(["娱乐"])
+            saved = made.save(tmp_path / "saved")
+        finally:
+            made.predictor.calibration = plain
+        loaded = TextClassifier.load(saved, overrides=["calibration.threshold=0.6"]).add_labels(["娱乐"])
+        assert loaded.calibration.threshold == 0.6
 
     def test_added_labels_are_saved_in_another_place_only(self, trained, tmp_path):
         made, folder = trained

@@ -204,6 +204,22 @@ class Calibration:
         except ValueError as error:
             raise ConfigError(f"calibration.{error}") from None
 
+    def require_for_more_labels(self, settings: CalibrationConfig) -> None:
+        """Makes sure that no threshold outlives the label set that it was chosen for.
+
+        With more candidates the probabilities of all are lower, so the same threshold has another precision and
+        coverage. Temperature and bias stay; how well they still fit, only labelled rows can tell.
+
+        Raises:
+            ConfigError: the threshold is not one of ``settings``, which the user gave.
+        """
+        chosen = self.threshold is not None and self.threshold != ALWAYS_ABSTAIN
+        if chosen and "threshold" not in settings.model_fields_set:
+            raise ConfigError(
+                f"the classifier's threshold {self.threshold:.4g} was chosen without the labels to be added, and would "
+                "mean something else with them; give calibration.threshold as well (null: answer every row)"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Content of calibration.json; :meth:`from_dict` takes it back."""
         return {
