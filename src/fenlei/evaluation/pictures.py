@@ -236,7 +236,7 @@ def precision_recall_png(metrics: Mapping[str, Any], path: Path, title: str = ""
     axes.set_ylabel("precision")
     axes.set_title(text, fontsize=11, **style)
     for line in axes.legend(loc="lower left", fontsize=8).get_texts():
-        line.set_family(fonts)
+        line.set_fontfamily(fonts)
         line.set_parse_math(False)
     if key:
         figure.supxlabel("\n".join(key), fontsize=8, family="monospace", parse_math=False)

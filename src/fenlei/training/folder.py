@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fenlei.artifact import read_json
 from fenlei.config import RunConfig
-from fenlei.data import Example
 from fenlei.durable import InUse, locked, make_folder, sweep, write_json, write_text
 from fenlei.errors import TrainingError
 from fenlei.modeling.loading import pick_device, pick_dtype
 from fenlei.training.checkpoints import Checkpoint, CheckpointStore
-from fenlei.training.data import TrainingData
+from fenlei.training.data import TrainingData, rows_digest
 
 _IDENTITY = "run.json"
 _NOTED_LATER = ("model.dtype", "weights of the base model", "dev rows")
@@ -67,8 +66,8 @@ def identity_of(config: RunConfig, data: TrainingData, weights: Mapping[str, str
         "weights of the base model": _digest(sorted(weights.items())),
         "data.candidates": config.data.candidates,
         "labels": list(data.labels.names),
-        "training rows": _rows(data.train),
-        "dev rows": _rows(data.dev),
+        "training rows": rows_digest(data.train),
+        "dev rows": rows_digest(data.dev),
     }
     for group, values in (("prompt", config.prompt), ("lora", config.lora)):
         identity.update({f"{group}.{k}": v for k, v in values.model_dump(mode="json").items()})
@@ -123,11 +122,6 @@ def sole_user(run_dir: Path) -> Iterator[None]:
                 f"{run_dir}: another process is training here; wait for it, or choose another --out"
             ) from None
         yield
-
-
-def _rows(examples: Sequence[Example]) -> str:
-    rows = ([e.text, e.label, list(e.candidates or ())] for e in examples)
-    return f"{len(examples)} rows, sha256 {_digest(rows)}"
 
 
 def _digest(items: Iterable[Any]) -> str:
