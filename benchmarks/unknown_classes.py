@@ -30,8 +30,8 @@ from typing import Any
 
 COVERAGE = 0.9
 ANSWERS = ("decisive", "complete")
-FIGURES = ("auroc", "known_abstained", "unknown_abstained")
-HEADS = ("AUROC", "known abstained", "unknown abstained")
+FIGURES = ("auroc", "known_abstained", "unknown_abstained", "known_aurc")
+HEADS = ("AUROC", "known abstained", "unknown abstained", "AURC of known rows")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,7 +143,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         rows = zip(said["test"], test, is_known, strict=True)
         found["known_accuracy"][answers] = statistics.mean(p.label == row["output"] for p, row, k in rows if k)
         found["scoring_seconds"][answers] = seconds
-        for name, figures in measure(gold, said["dev"], said["test"], is_known).items():
+        for name, figures in measure(
+            gold, said["dev"], said["test"], [row["output"] for row in test], is_known
+        ).items():
             found["signals"][f"{name}, {answers}"] = figures
     found["minutes"] = (time.monotonic() - started) / 60
     if not args.keep:
@@ -200,12 +202,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def measure(gold: list[str], dev: list[Any], test: list[Any], is_known: list[bool]) -> dict[str, dict[str, float]]:
+def measure(
+    gold: list[str], dev: list[Any], test: list[Any], truth: list[str], is_known: list[bool]
+) -> dict[str, dict[str, float]]:
     """Figures of one kind of answers by "signal, probabilities"."""
     from sklearn.metrics import roc_auc_score
 
     from fenlei.config import RunConfig
     from fenlei.evaluation.calibration import fit_calibration
+    from fenlei.evaluation.selective import area_under_risk_coverage
     from fenlei.modeling.calibration import SIGNALS
     from fenlei.modeling.prediction import recalibrate
 
@@ -223,6 +228,11 @@ def measure(gold: list[str], dev: list[Any], test: list[Any], is_known: list[boo
                 "auroc": float(roc_auc_score(is_known, confidence)),
                 "known_abstained": statistics.mean(declined[True]),
                 "unknown_abstained": statistics.mean(declined[False]),
+                # a signal that notices unknown texts must not be worse at its other task, noticing wrong answers
+                "known_aurc": area_under_risk_coverage(
+                    [c for c, known in zip(confidence, is_known, strict=True) if known],
+                    [p.label == t for p, t, known in zip(said, truth, is_known, strict=True) if known],
+                ),
                 "temperature": fitted.calibration.temperature,
             }
     return found

@@ -53,13 +53,14 @@ class TestFigures:
     def test_a_signal_that_tells_them_apart_and_two_that_do_not(self):
         """Unknown rows prefer one label as clearly as known ones, but the answer seldom begins like any of them."""
         test = say((0.95, 0.95), (0.85, 0.752), (0.09, 0.90), (0.08, 0.755))
-        found = unknown_classes.measure(["a"] * 20, DEV, test, [True, True, False, False])
+        found = unknown_classes.measure(["a"] * 20, DEV, test, ["a"] * 4, [True, True, False, False])
         assert set(found) == {f"{signal}, {kind}" for signal in SIGNALS for kind in ("model", "calibrated")}
         for kind in ("model", "calibrated"):
             for signal, expected in (
-                ("answer_likelihood", (1.0, 0.0, 1.0)),
-                ("max_probability", (0.5, 0.5, 0.5)),
-                ("entropy", (0.5, 0.5, 0.5)),
+                ("answer_likelihood", (1.0, 0.0, 1.0, 0.0)),
+                ("label_likelihood", (1.0, 0.0, 1.0, 0.0)),
+                ("max_probability", (0.5, 0.5, 0.5, 0.0)),
+                ("entropy", (0.5, 0.5, 0.5, 0.0)),
             ):
                 figures = found[f"{signal}, {kind}"]
                 assert tuple(figures[name] for name in unknown_classes.FIGURES) == expected, (signal, kind)
@@ -67,7 +68,7 @@ class TestFigures:
     def test_the_other_way_round(self):
         """Negative control: both labels are likely for unknown rows, so only the likelihood sees nothing."""
         test = say((0.90, 0.95), (0.85, 0.90), (0.88, 0.50), (0.87, 0.55))
-        found = unknown_classes.measure(["a"] * 20, DEV, test, [True, True, False, False])
+        found = unknown_classes.measure(["a"] * 20, DEV, test, ["a"] * 4, [True, True, False, False])
         assert found["answer_likelihood, model"]["auroc"] == 0.5
         for signal in ("max_probability", "entropy"):
             assert found[f"{signal}, model"]["auroc"] == 1.0
@@ -77,7 +78,9 @@ class TestFigures:
         """Surer dev rows: the same test rows, and all of them are declined."""
         test = say((0.90, 0.85), (0.88, 0.83))
         sure = say(*((0.90, 0.97 + i / 1000) for i in range(20)))
-        loose, strict = (unknown_classes.measure(["a"] * 20, dev, test, [True, False]) for dev in (DEV, sure))
+        loose, strict = (
+            unknown_classes.measure(["a"] * 20, dev, test, ["a"] * 2, [True, False]) for dev in (DEV, sure)
+        )
         for signal in ("max_probability", "entropy"):
             assert loose[f"{signal}, model"]["known_abstained"] == 0.0
             assert strict[f"{signal}, model"]["known_abstained"] == 1.0
@@ -85,7 +88,12 @@ class TestFigures:
     def test_the_best_one_is_bold(self):
         def run(seed, auroc):
             signals = {
-                f"{signal}, model, {answers}": {"auroc": value, "known_abstained": 0.1, "unknown_abstained": 0.5}
+                f"{signal}, model, {answers}": {
+                    "auroc": value,
+                    "known_abstained": 0.1,
+                    "unknown_abstained": 0.5,
+                    "known_aurc": 0.01,
+                }
                 for (signal, answers), value in auroc.items()
             }
             common = {"model": "m", "rows": 2, "known": ["a", "b"], "known_rows": 3, "unknown_rows": 4}
@@ -144,7 +152,7 @@ class TestGoingOn:
 
         def one_seed(args, seed):
             seeds.append(seed)
-            figures = {"auroc": len(seeds) / 100, "known_abstained": 0.0, "unknown_abstained": 0.0}
+            figures = {"auroc": len(seeds) / 100, "known_abstained": 0.0, "unknown_abstained": 0.0, "known_aurc": 0.0}
             per_kind = dict.fromkeys(unknown_classes.ANSWERS, 1.0)
             return {"known": ["a"], "known_rows": 1, "unknown_rows": 1, "known_accuracy": per_kind,
                     "scoring_seconds": per_kind, "signals": {"entropy, model, decisive": figures}}  # fmt: skip
@@ -182,9 +190,9 @@ def test_the_whole_benchmark(data, tmp_path, tiny_folder, monkeypatch):
     said = {}
     measure = unknown_classes.measure
 
-    def measured(gold, dev, test, is_known):
+    def measured(gold, dev, test, *rest):
         said[len(said)] = test
-        return measure(gold, dev, test, is_known)
+        return measure(gold, dev, test, *rest)
 
     monkeypatch.setattr(unknown_classes, "measure", measured)
     more = ["model.dtype=float32", "model.device=cpu", "train.max_steps=1"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Signal = Literal["max_probability", "entropy", "answer_likelihood"]
+Signal = Literal["max_probability", "entropy", "answer_likelihood", "label_likelihood"]
 Method = Literal["none", "temperature", "bias"]
 
 
@@ -23,8 +23,8 @@ class CalibrationConfig(Part):
     """`temperature`: scores are divided by one number fitted on dev; `bias`: and one number a label is added, where
     each label has 10 dev rows; `none`: the model's own probabilities."""
     signal: Signal = "max_probability"
-    """What a row's confidence is: `max_probability`, `entropy`, or `answer_likelihood` (how much the model wants to
-    answer with a candidate at all)."""
+    """What a row's confidence is: `max_probability`, `entropy`, `answer_likelihood` (how much the model wants to
+    answer with a candidate at all), or `label_likelihood` (how much it wants to answer with this label)."""
     target_precision: float | None = Field(default=None, gt=0.0, le=1.0)
     """Abstain from as few rows as leave this share of right answers among the answered dev rows."""
     target_coverage: float | None = Field(default=None, gt=0.0, lt=1.0)

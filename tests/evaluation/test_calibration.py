@@ -153,13 +153,13 @@ def test_a_label_that_is_no_candidate_is_left_out_and_counted():
     assert "1 dev rows are left out" in with_strangers.notes[0]
 
 
-@pytest.mark.parametrize("signal", ["max_probability", "entropy", "answer_likelihood"])
+@pytest.mark.parametrize("signal", ["max_probability", "entropy", "answer_likelihood", "label_likelihood"])
 @pytest.mark.parametrize("target", [{"target_precision": 0.7}, {"target_coverage": 0.8}])
 def test_the_threshold_meets_its_target_on_dev(signal, target):
     gold, predictions = rows(400, 2.0)
     found = fit_calibration(gold, predictions, settings(signal=signal, **target))
     if found.unmet:
-        assert signal == "answer_likelihood", "these scores know nothing of the labels there"
+        assert signal in ("answer_likelihood", "label_likelihood"), "these scores know nothing of the labels there"
         return
     said = recalibrate(predictions, found.calibration)
     answered = [(p, g) for p, g in zip(said, gold, strict=True) if not p.abstained]

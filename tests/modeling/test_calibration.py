@@ -70,12 +70,14 @@ def test_signals_by_hand():
     assert calibration.confidence(scores, p) == pytest.approx([-1.0, entropy])
     assert calibration.confidence(scores, p, "max_probability") == pytest.approx([0.5, 0.9])
     assert calibration.confidence(scores, p, "answer_likelihood") == pytest.approx(np.log([0.6, 0.8]))
+    assert calibration.confidence(scores, p, "label_likelihood") == pytest.approx(np.log([0.3, 0.72]))
 
 
-def test_answer_likelihood_does_not_look_at_the_calibration():
+@pytest.mark.parametrize("signal", ["answer_likelihood", "label_likelihood"])
+def test_likelihoods_do_not_look_at_the_calibration(signal):
     scores = np.random.default_rng(1).normal(-5, 2, (50, 3))
     one, other = Calibration(), Calibration(7.0, {"a": 2.0}, method="bias")
-    found = [c.confidence(scores, c.probabilities(scores, NAMES), "answer_likelihood") for c in (one, other)]
+    found = [c.confidence(scores, c.probabilities(scores, NAMES), signal) for c in (one, other)]
     assert found[0] == pytest.approx(found[1])
 
 

@@ -20,7 +20,7 @@ def calibrate(
     threshold: float | None = typer.Option(None, "--threshold", help="Abstain below this confidence."),
     method: str = typer.Option("temperature", "--method", help="temperature, bias or none."),
     signal: str | None = typer.Option(
-        None, "--signal", help="Confidence: max_probability, entropy or answer_likelihood; by default as it is."
+        None, "--signal", help="Confidence: max_probability, entropy, answer_likelihood or label_likelihood."
     ),
     json_out: Path | None = typer.Option(None, "--json", metavar="OUT", help="Write all figures here."),
     offline: bool = typer.Option(False, "--offline", help="Never touch the network."),

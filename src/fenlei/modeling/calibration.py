@@ -20,8 +20,8 @@ SIGNALS: tuple[Signal, ...] = get_args(Signal)
 METHODS: tuple[Method, ...] = get_args(Method)
 # above every confidence there is: the classifier answers no row
 ALWAYS_ABSTAIN = 2.0
-_LOWEST = {"max_probability": 0.0, "entropy": -1.0, "answer_likelihood": -math.inf}
-_HIGHEST = {"max_probability": 1.0, "entropy": 0.0, "answer_likelihood": 0.0}
+_LOWEST = {"max_probability": 0.0, "entropy": -1.0, "answer_likelihood": -math.inf, "label_likelihood": -math.inf}
+_HIGHEST = {"max_probability": 1.0, "entropy": 0.0, "answer_likelihood": 0.0, "label_likelihood": 0.0}
 _KEYS = ("method", "temperature", "bias", "signal", "threshold", "fit")
 
 
@@ -40,13 +40,15 @@ class Calibration:
     Adaptation"), which can also change the label. A label without an entry in ``bias``, e.g. one added at prediction
     time, has b = 0.
 
-    The confidence of a row is one of three signals, all of them larger for surer rows:
+    The confidence of a row is one of four signals, all of them larger for surer rows:
 
     - ``max_probability``: max of p, 1 / C to 1 (Hendrycks and Gimpel 2017).
     - ``entropy``: minus the entropy of p divided by log C, -1 (all candidates alike) to 0 (one is certain), so that
       rows with different numbers of candidates compare; 0 for a row with one candidate.
     - ``answer_likelihood``: log of the sum of exp(s), the log-probability that the model's answer begins like one of
       the candidates at all, at most 0. Neither T nor b plays a part in it. It is low where no candidate fits.
+    - ``label_likelihood``: the largest s, the log-probability of the likeliest candidate's answer, at most 0; without
+      T and b as well. It is low where no candidate fits, and where two candidates are near each other.
 
     Attributes:
         temperature: T, above 0.
@@ -153,6 +155,8 @@ class Calibration:
             return np.clip(terms.sum(axis=-1) / math.log(count), -1.0, 0.0)
         scores = np.asarray(scores, dtype=np.float64)
         top = scores.max(axis=-1)
+        if signal == "label_likelihood":
+            return np.minimum(top, 0.0)
         # a sum of probabilities of events that exclude each other; rounding in the model's softmax may pass 1
         return np.minimum(top + np.log(np.exp(scores - top[..., None]).sum(axis=-1)), 0.0)
 
@@ -190,8 +194,8 @@ class Calibration:
         if "threshold" in given:
             made["threshold"] = settings.threshold
         elif self.threshold is not None and self.threshold != ALWAYS_ABSTAIN:
-            # answer_likelihood does not depend on temperature and bias
-            same = made["method"] == self.method or self.signal == "answer_likelihood"
+            # likelihoods do not depend on temperature and bias
+            same = made["method"] == self.method or self.signal in ("answer_likelihood", "label_likelihood")
             if made["signal"] != self.signal or not same:
                 raise ConfigError(
                     f"the classifier's threshold {self.threshold:.4g} was chosen for {self.signal} with "

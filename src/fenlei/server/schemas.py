@@ -174,7 +174,7 @@ class ModelInfo(Answer):
     threshold: float | None
     """It abstains below this confidence; null: never."""
     signal: str
-    """What its confidence is: `max_probability`, `entropy` or `answer_likelihood`."""
+    """What its confidence is: `max_probability`, `entropy`, `answer_likelihood` or `label_likelihood`."""
     base_model: str | None
     """The model that it was tuned from."""
 

@@ -19,7 +19,7 @@ export const ZH = {
   declined: "最可能的标签是“{label}”，但其概率 {p} 低于阈值 {t}。",
   declinedBy: "最可能的标签是“{label}”（{p}），但以{signal}衡量的置信度 {c} 低于阈值 {t}。",
   declinedPlain: "最可能的标签是“{label}”（{p}），但置信度 {c} 太低，不予作答。",
-  signal_max_probability: "概率", signal_entropy: "熵", signal_answer_likelihood: "答案似然",
+  signal_max_probability: "概率", signal_entropy: "熵", signal_answer_likelihood: "答案似然", signal_label_likelihood: "标签似然",
   tickLegend: "阈值 {t}", cut: "只读了一部分。", cutShort: "只读了一部分", cutTitle: "文本超过模型可读的长度，放不下的部分被略去。",
   barsAll: "显示全部 {n} 个标签", barsFew: "只显示前 {n} 个", textsCount: "{n} 条文本",
   declinedCount: "{n} 条拒答", cutCount: "{n} 条只读了一部分", readyMany: "{n} 条文本已作答。",
