@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PREFIX = "check."
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 _LABELS_SHOWN = 20
+_LANGUAGES_SHOWN = 5
 _BATCH = 256
 _WHOLE = 10**9  # a prompt.max_length that shortens nothing
 _NO_MODEL = "token lengths: need the model's tokenizer; --model SPEC names one that is on this disk"
@@ -305,4 +306,8 @@ def _cells(split: SplitSummary) -> dict[str, str]:
         cells[f"  do not fit into {split.tokens.max_length}"] = f"{split.tokens.shortened:.1%}"
     if split.scripts:
         cells["scripts"] = "\n".join(f"{name} {rows / split.used:.1%}" for name, rows in split.scripts.items())
+    if split.languages:
+        sure = sum(split.languages.values())
+        shown = [f"{name} {rows / sure:.1%}" for name, rows in list(split.languages.items())[:_LANGUAGES_SHOWN]]
+        cells["languages of longer texts"] = "\n".join(shown)
     return cells

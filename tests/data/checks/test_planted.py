@@ -12,6 +12,7 @@ import pytest
 
 from fenlei.config import DataConfig
 from fenlei.data.checks import CheckReport, CheckSettings, Finding, check_data
+from fenlei.data.checks.page import render_page
 from fenlei.errors import DataError
 from tests.data.checks.clean import LABELS, clean_rows, sentence, write
 
@@ -430,3 +431,37 @@ def test_same_data_same_report(tmp_path):
     assert said[0][1] != said[1][1], "the control: hashes differ"
     codes = [(f["code"], f["count"]) for f in json.loads(said[0][0])["findings"]]
     assert codes == [("label-conflict-near", 40), ("duplicate-near", 20)]
+
+
+ENGLISH = (
+    "The council will decide next week whether the old bridge in the city can be repaired",
+    "She told the reporters that her team had trained every morning since the beginning of summer",
+    "Prices of houses near the coast have fallen for the third month, says the new report",
+)
+FRENCH = "Le conseil municipal décidera la semaine prochaine si le vieux pont peut encore être réparé"
+
+
+def english_rows() -> list:
+    return [{"text": f"{ENGLISH[i % 3]}{'!' * (i % 40)} {i * 7919}", "label": LABELS[i % 3]} for i in range(120)]
+
+
+def test_another_language_in_the_same_script(tmp_path):
+    pytest.importorskip("py3langid")
+    settings = {"near_similarity": 1.0, "beginning_share": 1.0}
+    report = check(tmp_path, english_rows(), **settings)
+    assert report.findings == ()
+    assert report.splits[0].languages == {"en": 120}
+    assert "en 100.0%" in render_page(report)
+    assert "languages of longer texts" not in render_page(check(tmp_path, clean_rows()))
+    found = only(check(tmp_path, with_text(FRENCH, rows=english_rows()), **settings))
+    assert (found.code, found.severity, found.count, lines(found)) == ("text-language", "note", 1, [11])
+    assert found.examples[0].note == "fr"
+
+
+def test_without_the_package_it_is_said(tmp_path, monkeypatch):
+    from fenlei.data.checks import languages
+
+    monkeypatch.setattr(languages, "_identifier", lambda: None)
+    report = check(tmp_path, english_rows(), near_similarity=1.0, beginning_share=1.0)
+    assert languages.MISSING in report.remarks
+    assert languages.MISSING not in check(tmp_path, clean_rows()).remarks, "nothing to tell apart"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fenlei.config import DataConfig
 from fenlei.data.checks.duplicates import check_exact, check_near, first_rows
 from fenlei.data.checks.labels import check_labels, label_counts
+from fenlei.data.checks.languages import Languages, check_languages
 from fenlei.data.checks.lengths import Measure, TokenLengths, check_tokens, lengths, summarize_tokens
 from fenlei.data.checks.report import CheckReport, Finding, SplitSummary, TokenSummary, in_order
 from fenlei.data.checks.rows import check_rows
@@ -66,12 +67,17 @@ def check_data(
     measured: dict[str, TokenSummary] = {}
     if used and used[0].name == "train":
         findings += check_labels(used[0], used[1:], config, settings)
+    languages: dict[str, Languages] = {}
     if used:
         findings += _content(used, settings, progress)
+        languages = {split.name: check_languages(split, settings) for split in used}
+        findings += [finding for found in languages.values() for finding in found.findings]
+        remarks += dict.fromkeys(found.remark for found in languages.values() if found.remark)
     if used and tokens is not None:
-        found, measured, remarks = _tokens(used, config, settings, tokens, progress)
+        found, measured, more = _tokens(used, config, settings, tokens, progress)
         findings += found
-    summaries = tuple(_summary(split, measured.get(split.name)) for split in splits)
+        remarks += more
+    summaries = tuple(_summary(split, measured.get(split.name), languages.get(split.name)) for split in splits)
     return CheckReport(summaries, in_order(findings), tuple(remarks), time.monotonic() - start)
 
 
@@ -125,7 +131,7 @@ def _refused(split: Split, error: ConfigError) -> Finding:
     return Finding("prompt-refused", "error", split.name, title, len(split), len(split), str(error))
 
 
-def _summary(split: Split, tokens: TokenSummary | None) -> SplitSummary:
+def _summary(split: Split, tokens: TokenSummary | None, languages: Languages | None) -> SplitSummary:
     if not len(split):
         return SplitSummary(split.name, split.source, split.read, 0, {}, None, None, {})
     return SplitSummary(
@@ -137,4 +143,5 @@ def _summary(split: Split, tokens: TokenSummary | None) -> SplitSummary:
         characters=lengths(split.characters.length),
         tokens=tokens,
         scripts=scripts(split),
+        languages=languages.rows if languages else {},
     )

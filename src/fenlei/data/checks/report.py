@@ -113,6 +113,7 @@ class SplitSummary:
         characters: lengths of the texts; None without a usable row.
         tokens: the same in tokens; None where they were not measured.
         scripts: script (Han, Latin, ...) that most letters of a row belong to -> rows.
+        languages: language (ISO 639-1) -> rows of a sample of the longer texts in scripts that languages share.
     """
 
     name: str
@@ -123,6 +124,7 @@ class SplitSummary:
     characters: Lengths | None
     tokens: TokenSummary | None
     scripts: Mapping[str, int]
+    languages: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
