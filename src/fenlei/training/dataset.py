@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fenlei.data.example import Example
 from fenlei.prompting import PromptEncoder
@@ -19,7 +20,7 @@ class TrainingRow:
     answer_start: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingSet:
     """Encoded rows and what truncation did to them.
 
@@ -27,11 +28,18 @@ class TrainingSet:
         rows: one a row of the data, in its order.
         order: index into ``rows`` for every item of an epoch; rows of small classes occur more than once.
         shortened: number of rows whose text was shortened.
+        order_of: the order of an epoch; as long for each. None: all are alike.
     """
 
     rows: list[TrainingRow]
     order: list[int]
     shortened: int
+    order_of: Callable[[int], list[int]] | None = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Takes the order of an epoch that begins or goes on."""
+        if self.order_of is not None:
+            self.order = self.order_of(epoch)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -49,7 +57,7 @@ def build_training_set(
         examples: labelled rows.
         encoder: the encoder that prediction will use too.
         oversample: a class of n rows is seen ``(largest / n) ** oversample`` times an epoch; 0 is once.
-        seed: draws the rows behind a fractional number of times.
+        seed: of the turn of the rows behind a fractional number of times.
     """
     rows, shortened = [], 0
     for example in examples:
@@ -57,11 +65,15 @@ def build_training_set(
         rows.append(TrainingRow([*prompt.input_ids, *answer], len(prompt.input_ids)))
         shortened += prompt.truncated
     labels = [encoder.labels.canonical(e.label) for e in examples if e.label is not None]
-    return TrainingSet(rows, oversampled_order(labels, oversample, seed), shortened)
+    order_of = partial(oversampled_order, labels, oversample, seed)
+    return TrainingSet(rows, order_of(0), shortened, order_of)
 
 
-def oversampled_order(labels: Sequence[str], power: float, seed: int) -> list[int]:
-    """Indices of one epoch: each class of n rows occurs about ``n * (largest / n) ** power`` times."""
+def oversampled_order(labels: Sequence[str], power: float, seed: int, epoch: int = 0) -> list[int]:
+    """Indices of one epoch: each class of n rows occurs about ``n * (largest / n) ** power`` times.
+
+    The rows behind a fraction change from epoch to epoch, in turn, so that over the epochs all are seen as often.
+    """
     counts = Counter(labels)
     largest = max(counts.values())
     draw = random.Random(seed)  # noqa: S311 - sampling, not secrets
@@ -70,5 +82,6 @@ def oversampled_order(labels: Sequence[str], power: float, seed: int) -> list[in
         members = [i for i, label in enumerate(labels) if label == name]
         total = round(count * (largest / count) ** power)
         whole, rest = divmod(total, count)
-        order += members * whole + draw.sample(members, rest)
+        turn = draw.sample(members, count)
+        order += members * whole + [turn[(epoch * rest + i) % count] for i in range(rest)]
     return sorted(order)

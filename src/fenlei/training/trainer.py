@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.training.checkpoints import CheckpointStore
+from fenlei.training.dataset import TrainingSet
 from fenlei.training.engine import StepAbandoned, TrainingEngine
 from fenlei.training.resume import ResumableTrainer
 from fenlei.training.schedule import learning_rates
@@ -30,6 +31,7 @@ class ClassifierTrainer(ResumableTrainer):
     """
 
     lr_scheduler: Any
+    train_dataset: TrainingSet
 
     def __init__(
         self,
@@ -82,6 +84,11 @@ class ClassifierTrainer(ResumableTrainer):
             raise
         self._require_finite("loss", loss)
         return torch.tensor(loss, device=self.args.device)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # accelerate's own set_epoch does not reach the data set where an epoch is resumed within
+        self.train_dataset.begin_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate knows neither packed rows nor frozen weights."""
