@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from fenlei.caches import BoundedCache
 from fenlei.modeling.tree import AnswerTree, build_tree
 
 if TYPE_CHECKING:
@@ -53,21 +53,15 @@ class Part:
         return len(self.prompt) + self.tree.node_count - 1
 
 
-@lru_cache(maxsize=4096)
+# with what trees are made of: Python's numbers and tuples
+_TREES: BoundedCache[tuple[tuple[tuple[int, ...], ...], bool], AnswerTree] = BoundedCache(
+    64 << 20, lambda key, tree: tree.nbytes + sum(100 + 36 * len(answer) for answer in key[0])
+)
+
+
 def tree_of(answers: tuple[tuple[int, ...], ...], complete: bool) -> AnswerTree:
     """The tree of a set of answers; rows mostly have the same."""
-    return build_tree(answers, complete=complete)
-
-
-@lru_cache(maxsize=4096)
-def reads_of(tree: AnswerTree) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(node, token) of every step of all paths one after the other, and where each path begins."""
-    nodes = tuple(node for path in tree.steps for node, _ in path)
-    tokens = tuple(token for path in tree.steps for _, token in path)
-    starts = [0]
-    for path in tree.steps[:-1]:
-        starts.append(starts[-1] + len(path))
-    return nodes, tokens, tuple(starts)
+    return _TREES.get((answers, complete), lambda: build_tree(answers, complete=complete))
 
 
 def read_places(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
@@ -76,7 +70,7 @@ def read_places(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
     tokens: list[int] = []
     start = 0
     for part in parts:
-        nodes, wanted, _ = reads_of(part.tree)
+        nodes, wanted, _ = part.tree.reads
         places += [node + start for node in nodes]
         tokens += wanted
         start += part.tree.node_count
@@ -89,7 +83,7 @@ def sum_paths(values: np.ndarray, parts: Sequence[Part]) -> list[np.ndarray]:
 
     found, start = [], 0
     for part in parts:
-        nodes, _, starts = reads_of(part.tree)
+        nodes, _, starts = part.tree.reads
         found.append(np.add.reduceat(values[start : start + len(nodes)], starts))
         start += len(nodes)
     return found

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,33 @@ class AnswerTree:
     def forks(self) -> bool:
         """Whether the nodes are more than one chain, so that causal attention alone would mix branches."""
         return self.parents != tuple(range(len(self.parents)))
+
+    @cached_property
+    def reads(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(node, token) of every step of all paths one after the other, and where each path begins."""
+        nodes = tuple(node for path in self.steps for node, _ in path)
+        tokens = tuple(token for path in self.steps for _, token in path)
+        starts = [0]
+        for path in self.steps[:-1]:
+            starts.append(starts[-1] + len(path))
+        return nodes, tokens, tuple(starts)
+
+    @cached_property
+    def family(self) -> np.ndarray:
+        """See :func:`ancestors`."""
+        import numpy as np
+
+        above: np.ndarray = np.eye(self.node_count - 1, dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent:
+                above[node] |= above[parent - 1]
+        return above
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory that it takes with all that is made of it."""
+        steps = sum(map(len, self.steps))
+        return 200 * len(self.steps) + 150 * steps + 100 * len(self.tokens) + len(self.tokens) ** 2
 
 
 def build_tree(answers: Sequence[tuple[int, ...]], *, complete: bool = False) -> AnswerTree:
@@ -104,13 +131,6 @@ def _decisive_lengths(answers: Sequence[tuple[int, ...]]) -> list[int]:
     return lengths
 
 
-@lru_cache(maxsize=256)
 def ancestors(tree: AnswerTree) -> np.ndarray:
     """Which node is an ancestor of which, or itself: ``(N - 1, N - 1)`` bool, the root left out; not to be changed."""
-    import numpy as np
-
-    above: np.ndarray = np.eye(tree.node_count - 1, dtype=bool)
-    for node, parent in enumerate(tree.parents):
-        if parent:
-            above[node] |= above[parent - 1]
-    return above
+    return tree.family

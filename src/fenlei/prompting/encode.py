@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fenlei.caches import BoundedCache
 from fenlei.config import PromptConfig
 from fenlei.data.example import Example
 from fenlei.data.labels import LabelSet
@@ -29,7 +29,7 @@ from fenlei.prompting.templates import render, template_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FRAMES_KEPT = 4096
+_MOST_FRAME_BYTES = 64 << 20
 # transformers sets something on its tokenizer at every call, and encoders in other threads may share it
 _TOKENIZER = threading.Lock()
 _LEAST_SHOT = 48
@@ -64,6 +64,17 @@ class _Frame:
     suffix: tuple[int, ...]
     budget: int
     shared: int  # ids of the prefix that are worth computing once
+
+
+def _frames() -> BoundedCache[tuple[tuple[str, ...], str | None], _Frame]:
+    """Frames by candidates and their wording, which rows may each bring along."""
+
+    def size(key: tuple[tuple[str, ...], str | None], frame: _Frame) -> int:
+        names, wording = key
+        text = sum(80 + 2 * len(name) for name in names) + 4 * len(wording or "")
+        return 500 + text + 36 * (len(frame.prefix) + len(frame.suffix))
+
+    return BoundedCache(_MOST_FRAME_BYTES, size)
 
 
 class PromptEncoder:
@@ -112,7 +123,7 @@ class PromptEncoder:
             self.codes = assign_codes(labels.names, self._single_token, codes)
         self._answers: dict[str, tuple[int, ...]] = {}
         self._answered: dict[tuple[int, ...], str] = {}
-        self._frames: OrderedDict[tuple[tuple[str, ...], str | None], _Frame] = OrderedDict()
+        self._frames = _frames()
         for label in labels:
             self.answer_ids(label)
 
@@ -295,17 +306,11 @@ class PromptEncoder:
             shots += turn
             count += 1
         made = copy.copy(self)
-        made._shots, made._frames = tuple(shots), OrderedDict()
+        made._shots, made._frames = tuple(shots), _frames()
         return made, count
 
     def _frame(self, names: tuple[str, ...], wording: str | None) -> _Frame:
-        key = (names, wording)
-        frame = self._frames.get(key)
-        if frame is None:
-            frame = self._frames[key] = self._build_frame(names, wording)
-            if len(self._frames) > _FRAMES_KEPT:  # rows may each bring their own candidates
-                self._frames.popitem(last=False)
-        return frame
+        return self._frames.get((names, wording), lambda: self._build_frame(names, wording))
 
     def _build_frame(self, names: tuple[str, ...], wording: str | None) -> _Frame:
         if not names:
