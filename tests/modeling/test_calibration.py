@@ -225,8 +225,9 @@ def test_a_threshold_does_not_outlive_its_label_set():
 
     with pytest.raises(ConfigError, match=r"threshold 0\.8 .* give calibration\.threshold as well"):
         more_labels(0.8)
-    with pytest.raises(ConfigError):
-        more_labels(0.8, "calibration.method=none")
+    for other in ("calibration.method=none", "calibration.threshold=0.7", "calibration.threshold=null"):
+        with pytest.raises(ConfigError):  # not the one in use
+            more_labels(0.8, other)
     # negative controls: it was given, or means the same with any labels
     more_labels(0.8, "calibration.threshold=0.8")
     more_labels(None)

@@ -218,7 +218,7 @@ class Calibration:
             ConfigError: the threshold is not one of ``settings``, which the user gave.
         """
         chosen = self.threshold is not None and self.threshold != ALWAYS_ABSTAIN
-        if chosen and "threshold" not in settings.model_fields_set:
+        if chosen and settings.threshold != self.threshold:
             raise ConfigError(
                 f"the classifier's threshold {self.threshold:.4g} was chosen without the labels to be added, and would "
                 "mean something else with them; give calibration.threshold as well (null: answer every row)"
