@@ -22,9 +22,10 @@ class CalibrationConfig(Part):
     method: Method = "temperature"
     """`temperature`: scores are divided by one number fitted on dev; `bias`: and one number a label is added, where
     each label has 10 dev rows; `none`: the model's own probabilities."""
-    signal: Signal = "max_probability"
-    """What a row's confidence is: `max_probability`, `entropy`, `answer_likelihood` (how much the model wants to
-    answer with a candidate at all), or `label_likelihood` (how much it wants to answer with this label)."""
+    signal: Signal = "label_likelihood"
+    """What a row's confidence is: `label_likelihood` (probability of this very answer among all that the model could
+    say: low also where no candidate fits), `max_probability` (among the candidates), `entropy`, or `answer_likelihood`
+    (how much the model wants to answer with a candidate at all)."""
     target_precision: float | None = Field(default=None, gt=0.0, le=1.0)
     """Abstain from as few rows as leave this share of right answers among the answered dev rows."""
     target_coverage: float | None = Field(default=None, gt=0.0, lt=1.0)

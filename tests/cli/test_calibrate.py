@@ -80,7 +80,7 @@ def test_calibrate_then_evaluate_then_predict(fenlei, run, trained, tmp_path):
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text("utf-8").split("\n") if line]
     assert sum(r["abstained"] for r in rows) / len(rows) == pytest.approx(metrics["abstain_rate"])
-    assert all(r["abstained"] == (r["probability"] < (content["threshold"] or 0)) for r in rows)
+    assert all(r["abstained"] == (r["confidence"] < (content["threshold"] or 0)) for r in rows)
     assert all(r["label"] for r in rows), "the best label stands there all the same"
 
 

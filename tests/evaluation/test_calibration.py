@@ -108,9 +108,9 @@ def test_without_the_prior_it_would_go_there(monkeypatch):
 @pytest.mark.parametrize("n", [0, 1, 19])
 def test_too_few_rows_change_nothing_and_say_so(n):
     found = fit_calibration(*rows(n, 3.0), settings())
-    assert found.calibration == Calibration()
+    assert found.calibration == Calibration(signal=settings().signal)
     assert "calibration.min_rows=20" in found.notes[-1]
-    assert fit_calibration(*rows(20, 3.0), settings()).calibration != Calibration(), "negative control"
+    assert fit_calibration(*rows(20, 3.0), settings()).calibration != found.calibration, "negative control"
 
 
 def test_a_bias_needs_rows_of_each_label():

@@ -70,7 +70,7 @@ def test_signals_by_hand():
     assert calibration.confidence(scores, p) == pytest.approx([-1.0, entropy])
     assert calibration.confidence(scores, p, "max_probability") == pytest.approx([0.5, 0.9])
     assert calibration.confidence(scores, p, "answer_likelihood") == pytest.approx(np.log([0.6, 0.8]))
-    assert calibration.confidence(scores, p, "label_likelihood") == pytest.approx(np.log([0.3, 0.72]))
+    assert calibration.confidence(scores, p, "label_likelihood") == pytest.approx([0.3, 0.72])
 
 
 @pytest.mark.parametrize("signal", ["answer_likelihood", "label_likelihood"])

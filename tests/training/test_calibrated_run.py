@@ -272,6 +272,6 @@ def test_what_cannot_be_is_refused_before_training(tmp_path, train_file, tiny_se
 def test_without_dev_the_model_speaks_for_itself(tmp_path, train_file, tiny_settings):
     settings = {**tiny_settings, "train": {**tiny_settings["train"], "max_steps": 1}}
     classifier = TextClassifier(config=settings).fit(train_file, out=tmp_path / "run")
-    assert classifier._ready().calibration == Calibration()
+    assert classifier._ready().calibration == Calibration(signal="label_likelihood")
     notes = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     assert "no dev rows, and calibration.min_rows=20 are needed" in notes

@@ -20,8 +20,8 @@ SIGNALS: tuple[Signal, ...] = get_args(Signal)
 METHODS: tuple[Method, ...] = get_args(Method)
 # above every confidence there is: the classifier answers no row
 ALWAYS_ABSTAIN = 2.0
-_LOWEST = {"max_probability": 0.0, "entropy": -1.0, "answer_likelihood": -math.inf, "label_likelihood": -math.inf}
-_HIGHEST = {"max_probability": 1.0, "entropy": 0.0, "answer_likelihood": 0.0, "label_likelihood": 0.0}
+_LOWEST = {"max_probability": 0.0, "entropy": -1.0, "answer_likelihood": -math.inf, "label_likelihood": 0.0}
+_HIGHEST = {"max_probability": 1.0, "entropy": 0.0, "answer_likelihood": 0.0, "label_likelihood": 1.0}
 _KEYS = ("method", "temperature", "bias", "signal", "threshold", "fit")
 
 
@@ -47,8 +47,9 @@ class Calibration:
       rows with different numbers of candidates compare; 0 for a row with one candidate.
     - ``answer_likelihood``: log of the sum of exp(s), the log-probability that the model's answer begins like one of
       the candidates at all, at most 0. Neither T nor b plays a part in it. It is low where no candidate fits.
-    - ``label_likelihood``: the largest s, the log-probability of the likeliest candidate's answer, at most 0; without
-      T and b as well. It is low where no candidate fits, and where two candidates are near each other.
+    - ``label_likelihood``: exp of the largest s, the probability of the likeliest candidate's answer among all that the
+      model could say, 0 to 1; without T and b as well. It is low where no candidate fits, and where two candidates
+      are near each other.
 
     Attributes:
         temperature: T, above 0.
@@ -156,7 +157,7 @@ class Calibration:
         scores = np.asarray(scores, dtype=np.float64)
         top = scores.max(axis=-1)
         if signal == "label_likelihood":
-            return np.minimum(top, 0.0)
+            return np.exp(np.minimum(top, 0.0))
         # a sum of probabilities of events that exclude each other; rounding in the model's softmax may pass 1
         return np.minimum(top + np.log(np.exp(scores - top[..., None]).sum(axis=-1)), 0.0)
 

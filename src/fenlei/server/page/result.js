@@ -1,6 +1,6 @@
 // One answer: its label in large, bars, what is to be said about it; and many answers as a list.
 import { effectsView } from "./effects.js";
-import { characters, el, fixed, isNumber, milliseconds, percent, say, thresholdText, w, whole } from "./view.js";
+import { characters, el, isNumber, milliseconds, percent, say, thresholdText, w, whole } from "./view.js";
 
 const FIRST_BARS = 5;
 
@@ -29,7 +29,7 @@ export function bars(pairs, { threshold = null, abstained = false, first = FIRST
 export function declined(result, rule) {
   if (!result.abstained) return null;
   const confidence = isNumber(result.confidence) ? result.confidence : result.probability;
-  const values = { c: fixed(confidence, 3), t: thresholdText(rule.threshold, rule.signal), label: result.label, p: percent(result.probability) };
+  const values = { c: thresholdText(confidence, rule.signal), t: thresholdText(rule.threshold, rule.signal), label: result.label, p: percent(result.probability) };
   return el("p", { class: "why" }, isNumber(rule.threshold) ? w(rule.signal === "max_probability" ? "declined" : "declinedBy", { ...values, signal: w(`signal_${rule.signal}`) }) : w("declinedPlain", values));
 }
 

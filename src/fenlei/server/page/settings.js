@@ -3,10 +3,10 @@ import { models as fetchModels } from "./api.js";
 import { byId, el, isNumber, onLanguage, thresholdText, w, whole } from "./view.js";
 
 const MOST_SHOWN = 200;
-// What a confidence can be, by signal: lowest, highest, step, and what they are multiplied by to be shown. Likelihoods
-// have no lower end.
+// What a confidence can be, by signal: lowest, highest, step, and what they are multiplied by to be shown. The likelihood
+// of an answer has no lower end.
 const RANGES = { max_probability: [0, 100, 1, 100], entropy: [-1, 0, 0.01, 1], answer_likelihood: [-20, 0, 0.1, 1],
-  label_likelihood: [-20, 0, 0.1, 1] };
+  label_likelihood: [0, 100, 1, 100] };
 const ALWAYS = 1; // a threshold above every confidence: no row is answered
 const WIDE = window.matchMedia("(min-width: 900px)");
 export const settings = { models: [], model: null, chosen: new Set(), abstain: "own", below: 0.5, key: "" };

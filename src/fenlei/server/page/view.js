@@ -48,7 +48,7 @@ export function percent(v, digits = 1) {
 }
 
 // A threshold for the probability reads as probabilities do; other signals are plain numbers.
-export const thresholdText = (v, signal) => (signal === "max_probability" ? percent(v) : fixed(v, 3));
+export const thresholdText = (v, signal) => (signal === "max_probability" || signal === "label_likelihood" ? percent(v) : fixed(v, 3));
 
 // A change of a probability in percentage points.
 export function points(v) {
