@@ -150,8 +150,8 @@ class TextClassifier:
 
         Raises:
             DataError: a label is there already or differs from one only in white space, width or case.
-            ConfigError: a label becomes the same tokens as another one; no code is left (``prompt.answer=code``); or rows
-                are left unanswered by a threshold that was chosen without the new labels.
+            ConfigError: a label becomes the same tokens as another one; no code is left (``prompt.answer=code``); or
+                rows are left unanswered by a threshold that was chosen without the new labels.
         """
         predictor = copy.copy(self._ready())
         predictor.calibration.require_for_more_labels(self.config.calibration)
