@@ -64,7 +64,7 @@ class Runs:
         _WITHHOLD[self.job.get("withhold", "")]()
         resume = out.with_name(out.name + ".journal").exists()
         operations.install()
-        classifier = FakeClassifier(seconds=self.job.get("seconds", 0.0))
+        classifier = FakeClassifier(seconds=self.job.get("seconds", 0.0) / self.job.get("chunk_rows", 8))
         try:
             predict(
                 self.job["source"], out, resume=resume, classifier=classifier, chunk_rows=self.job.get("chunk_rows", 8)

@@ -31,7 +31,7 @@ class FakeClassifier:
     """Answers by a checksum of the text, and of all texts that it was called with.
 
     Texts with :data:`REFUSED` have no prompt, those with :data:`NOT_FINITE` no score; a call with one of
-    them fails as a whole.
+    them fails as a whole. A text takes ``seconds``.
     """
 
     def __init__(self, overrides: tuple[str, ...] = (), seconds: float = 0.0, *, remember: bool = True) -> None:
@@ -57,7 +57,7 @@ class FakeClassifier:
         together = zlib.crc32("\n".join(example.text for example in texts).encode())
         if self.remember:
             self.calls.append([example.text for example in texts])
-        time.sleep(self.seconds)
+        time.sleep(self.seconds * len(texts))
         if any(NOT_FINITE in example.text for example in texts):
             raise ModelError("scores are not finite numbers")
         found = []

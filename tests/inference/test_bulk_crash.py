@@ -103,7 +103,7 @@ def test_killed_at_random(workshop):
     jobs = {
         suffix: job(
             workshop, f"random{suffix}", suffix, "medium.jsonl",
-            do="random", kills=3, most_seconds=0.25, chunk_rows=64, seconds=0.02,
+            do="random", kills=3, most_seconds=0.25, chunk_rows=64, seconds=0.005,
         )
         for suffix in SUFFIXES
     }  # fmt: skip
@@ -115,7 +115,7 @@ def test_killed_at_random(workshop):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_twenty_times_over_100_000_rows(workshop, suffix):
     write_rows(workshop / "long.jsonl", 100_000)
-    how = {"do": "random", "kills": 20, "most_seconds": 5.0, "chunk_rows": 512, "seconds": 0.3}
+    how = {"do": "random", "kills": 20, "most_seconds": 5.0, "chunk_rows": 512, "seconds": 0.05}
     (result,) = run_jobs({"long": job(workshop, f"kills{suffix}", suffix, "long.jsonl", **how)}).values()
     assert result["failures"] == {}
 
