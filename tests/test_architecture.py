@@ -14,7 +14,7 @@ SRC = Path(__file__).parent.parent / "src" / "fenlei"
 LAYERS = [
     "cli", "server", "export", "distributed", "classifier", "training", "inference", "evaluation", "modeling",
     "prompting", "data", "tracking", "artifact", "durable", "config", "config_parts",
-    "errors", "console",
+    "errors", "console", "caches",
 ]  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "datasets", "modelscope", "swanlab", "sklearn", "pyarrow", "pandas", "numpy",
@@ -45,7 +45,10 @@ def upward(path: Path) -> list[str]:
     own = layer_of(".".join(["fenlei", *path.relative_to(SRC).with_suffix("").parts]))
     if own is None:
         return []
-    return [f"{path.name}:{line} imports {m}" for m, line in imports(path) if (layer_of(m) or 99) < own]
+    found = ((module, line, layer_of(module)) for module, line in imports(path))
+    return [
+        f"{path.name}:{line} imports {module}" for module, line, layer in found if layer is not None and layer < own
+    ]
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(SRC).as_posix())
@@ -57,9 +60,10 @@ def test_an_upward_import_is_seen(tmp_path, monkeypatch):
     """Negative control."""
     bad = tmp_path / "data" / "bad.py"
     bad.parent.mkdir()
-    bad.write_text("from fenlei.training.run import train_classifier\n", encoding="utf-8")
+    lines = "from fenlei.training.run import train_classifier\nfrom fenlei.cli.common import status\n"
+    bad.write_text(lines + "from fenlei.errors import DataError\n", encoding="utf-8")
     monkeypatch.setitem(globals(), "SRC", tmp_path)
-    assert upward(bad) == ["bad.py:1 imports fenlei.training.run"]
+    assert upward(bad) == ["bad.py:1 imports fenlei.training.run", "bad.py:2 imports fenlei.cli.common"]
 
 
 @pytest.mark.parametrize("command", ["import fenlei", "import sys; sys.argv = ['fenlei', '--help']; import fenlei.cli"])

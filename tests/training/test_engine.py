@@ -11,8 +11,9 @@ from fenlei.config import LoraConfig, RunConfig, SpeedConfig
 from fenlei.errors import TrainingError
 from fenlei.modeling.adapter import add_adapter
 from fenlei.modeling.fuse import unfuse
+from fenlei.modeling.memory import ran_out
 from fenlei.training.dataset import TrainingRow
-from fenlei.training.engine import TrainingEngine, out_of_memory
+from fenlei.training.engine import TrainingEngine
 from fenlei.training.microbatches import packed_batch, shared_length, split_rows
 
 PAD = 0
@@ -327,10 +328,10 @@ def test_one_row_too_long_turns_to_checkpointing_then_gives_up(monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_out_of_memory():
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("shape mismatch"))
-    assert not out_of_memory(ValueError("out of memory"))
+    assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
+    assert ran_out(MemoryError())
+    assert not ran_out(RuntimeError("shape mismatch"))
+    assert not ran_out(ValueError("out of memory"))
 
 
 def test_rows_are_divided_whole_and_within_the_budget():

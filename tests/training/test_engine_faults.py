@@ -13,7 +13,8 @@ import torch
 
 from fenlei.config import RunConfig
 from fenlei.modeling import fused_ops
-from fenlei.training.engine import TrainingEngine, out_of_memory
+from fenlei.modeling.memory import ran_out
+from fenlei.training.engine import TrainingEngine
 from fenlei.training.state import RandomState
 from tests.training.test_engine import OutOfMemory, assert_same, engine_of, make_model, make_rows, plain, run
 
@@ -21,8 +22,8 @@ from tests.training.test_engine import OutOfMemory, assert_same, engine_of, make
 def test_what_torch_really_says_when_memory_runs_out():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 52)
-    assert out_of_memory(caught.value), caught.value
-    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert ran_out(caught.value), caught.value
+    assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
 
 
 LIMITED = """

@@ -62,5 +62,6 @@ def ran_out(error: BaseException) -> bool:
     """Whether an exception says that there was not enough memory, on a GPU or on the CPU."""
     if isinstance(error, MemoryError):
         return True
-    text = str(error).lower()  # torch's own kind is a RuntimeError, too
+    # torch's own kind is a RuntimeError, too, whatever it says
+    text = f"{type(error).__name__}: {error}".lower().replace("outofmemory", "out of memory")
     return isinstance(error, RuntimeError) and any(words in text for words in _RAN_OUT)

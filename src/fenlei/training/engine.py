@@ -15,7 +15,7 @@ import torch
 from fenlei.config import RunConfig
 from fenlei.errors import TrainingError
 from fenlei.modeling.fuse import forget, fuse
-from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory
+from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory, ran_out
 from fenlei.modeling.packed import BlockSize, KeysAndValues, PackedState, can_pack
 from fenlei.modeling.varlen import flash_kernel, segments_of
 from fenlei.training.beginning import CommonBeginning
@@ -30,7 +30,6 @@ _SHORTEST_BEGINNING = 16
 _GPU_TOKENS = (2048, 4096, 8192, 16384)
 _MOST_GPU_MEMORY = 0.85
 # CUDA; torch's allocator on Windows, and on Linux and macOS; cuBLAS for its workspace
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 class StepAbandoned(Exception):
@@ -128,7 +127,7 @@ class TrainingEngine:
                     self._check_packing(rows)
                 return self._accumulate(rows)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not ran_out(error):
                     raise
                 reason = str(error).splitlines()[0] if str(error) else "MemoryError"
             except StepAbandoned:
@@ -281,7 +280,7 @@ class TrainingEngine:
                 gradients=self._flash is not None,
             )
         except Exception as error:
-            if isinstance(error, MemoryError) or out_of_memory(error):
+            if ran_out(error):
                 raise
             return False  # whatever a kernel does not like, the rows can still be padded
         finally:
@@ -324,14 +323,6 @@ class TrainingEngine:
                 f"out of memory with one row of {longest} tokens a forward pass ({reason}): lower prompt.max_length "
                 f"(now {self.config.prompt.max_length}) or take a smaller model"
             )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _default_tokens(device: torch.device) -> int:
