@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import random
+import socket
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this copy", allow_module_level=True)
 pytest.importorskip("fastapi")
-httpx = pytest.importorskip("httpx")
+pytest.importorskip("aiohttp")
+from aiohttp import web  # noqa: E402
+
 sys.path.insert(0, str(BENCHMARKS))
 
 import serve_load  # noqa: E402
@@ -26,20 +29,38 @@ from serve_load_server import Server  # noqa: E402
 TEXTS = ["a", "b", "c"]
 
 
-def ok(request):
-    body = json.loads(request.content)
+async def ok(request):
+    body = await request.json()
     texts = body.get("texts") or [body["text"]]
-    return httpx.Response(200, json={"results": [{"label": "x", "probabilities": {"x": 1.0}} for _ in texts]})
+    return web.json_response({"results": [{"label": "x", "probabilities": {"x": 1.0}} for _ in texts]})
 
 
-def full(_request):
-    return httpx.Response(429, json={"error": {"code": "queue_full"}}, headers={"Retry-After": "3"})
+async def full(_request):
+    return web.json_response({"error": {"code": "queue_full"}}, status=429, headers={"Retry-After": "3"})
+
+
+def always(**answer):
+    async def handler(_request):
+        return web.Response(**answer)
+
+    return handler
 
 
 def ask(work, handler, **how):
+    """What comes of some work of a client whose requests a small server answers like this."""
+
     async def main():
-        async with Client("http://server", TEXTS, transport=httpx.MockTransport(handler), **how) as client:
-            return await asyncio.wait_for(work(client), 120)
+        app = web.Application()
+        app.router.add_post("/v1/classify", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.01)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            async with Client(f"http://127.0.0.1:{runner.addresses[0][1]}", TEXTS, **how) as client:
+                return await asyncio.wait_for(work(client), 120)
+        finally:
+            await runner.cleanup()
 
     return asyncio.run(main())
 
@@ -53,7 +74,7 @@ class TestClient:
             if len(waiting) == 20:
                 enough.set()
             await enough.wait()
-            return ok(request)
+            return await ok(request)
 
         answers, _ = ask(lambda c: c.open(rate=400.0, seconds=1.0), nobody_is_answered_before_the_twentieth)
         assert len(answers) > 300
@@ -84,9 +105,9 @@ class TestClient:
     def test_a_closed_loop_tries_refused_requests_again(self):
         refusals = [2]
 
-        def sometimes(request):
+        async def sometimes(request):
             refusals[0] -= 1
-            return full(request) if refusals[0] >= 0 else ok(request)
+            return await (full if refusals[0] >= 0 else ok)(request)
 
         answers, seconds = ask(lambda c: c.closed(10, 4), sometimes)
         assert sum(a.good for a in answers) == 10
@@ -97,9 +118,9 @@ class TestClient:
         ("answer", "status", "code"),
         [
             (full, 429, "queue_full"),
-            (lambda r: httpx.Response(200, json={"results": []}), 200, "incomplete"),
-            (lambda r: httpx.Response(200, text="<html>"), 200, "not as agreed"),
-            (lambda r: httpx.Response(500, text="oh"), 500, "not as agreed"),
+            (always(text='{"results": []}'), 200, "incomplete"),
+            (always(text="<html>"), 200, "not as agreed"),
+            (always(text="oh", status=500), 500, "not as agreed"),
         ],
     )
     def test_what_is_no_good_answer(self, answer, status, code):
@@ -110,9 +131,9 @@ class TestClient:
     def test_it_has_recovered_when_a_request_is_answered_again(self, refusals):
         asked = []
 
-        def full_for_a_while(request):
+        async def full_for_a_while(request):
             asked.append(request)
-            return full(request) if len(asked) <= refusals else ok(request)
+            return await (full if len(asked) <= refusals else ok)(request)
 
         _, seconds = ask(lambda c: c.open(rate=1e-6, seconds=0.0, calm=100.0), full_for_a_while)
         assert len(asked) == refusals + 1
@@ -124,18 +145,30 @@ class TestClient:
         assert seconds is None
 
     def test_no_answer_at_all(self):
-        def refuse(request):
-            raise httpx.ConnectError("refused", request=request)
+        async def cut_off(request):
+            request.transport.close()
 
-        found = ask(lambda c: c.ask(), refuse)
-        assert (found.status, found.code) == (0, "ConnectError")
+        found = ask(lambda c: c.ask(), cut_off)
+        assert (found.status, found.code) == (0, "ServerDisconnectedError")
+
+    def test_no_server(self):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+            async def main():
+                async with Client(url, TEXTS) as client:
+                    return await client.ask()
+
+            found = asyncio.run(main())
+        assert (found.status, found.code) == (0, "ClientConnectorError")
 
     def test_texts_are_taken_in_turn(self):
         bodies = []
 
-        def noted(request):
-            bodies.append(json.loads(request.content))
-            return ok(request)
+        async def noted(request):
+            bodies.append(await request.json())
+            return await ok(request)
 
         ask(lambda c: c.closed(2, 1), noted, texts_a_request=2)
         ask(lambda c: c.closed(2, 1), noted)

@@ -228,6 +228,52 @@ class TestPasses:
 
         run(work, max_wait_ms=1000.0)
 
+    CLIENTS, ASKED = PASS + 4, 6
+
+    async def in_flight_all_the_time(self, batcher, models):
+        """Sizes of the passes when so many clients ask again as soon as they have an answer."""
+
+        async def client(name):
+            for i in range(self.ASKED):
+                await ask(batcher, models, f"{name} {i}")
+
+        async with busy(batcher, models):
+            clients = [asyncio.ensure_future(client(n)) for n in range(self.CLIENTS)]
+            await queued(batcher, self.CLIENTS)
+        await asyncio.gather(*clients)
+        return [len(call) for call in models.predictor().calls]
+
+    def test_those_who_were_answered_may_come_back(self, monkeypatch):
+        monkeypatch.setattr("fenlei.server.batcher._RETURN_GAP", 1.0)
+        monkeypatch.setattr("fenlei.server.batcher._RETURN_PART", 1e9)
+        sizes = run(self.in_flight_all_the_time)
+        assert sum(sizes) == self.CLIENTS * self.ASKED + 1
+        assert len(sizes) == 1 + -(-self.CLIENTS * self.ASKED // PASS)
+        assert sizes[:-1] == [1, *[PASS] * (len(sizes) - 2)]
+
+    def test_without_patience_full_passes_and_small_ones_take_turns(self, monkeypatch):
+        """Negative control."""
+        monkeypatch.setattr("fenlei.server.batcher._RETURN_PART", 0.0)
+        assert PASS > min(run(self.in_flight_all_the_time)[1:-2])
+
+    def test_nobody_waits_for_those_who_do_not_come_back(self, monkeypatch):
+        """A burst is not held up for longer than a part of its pass; one request at a time never is."""
+        monkeypatch.setattr("fenlei.server.batcher._RETURN_GAP", 1000.0)
+
+        async def a_burst(batcher, models):
+            async with busy(batcher, models):
+                tasks = [ask(batcher, models, f"t{i}") for i in range(PASS + 2)]
+                await queued(batcher, PASS + 2)
+            await asyncio.gather(*tasks)
+
+        async def one_at_a_time(batcher, models):
+            for i in range(3):
+                await ask(batcher, models, f"t{i}")
+
+        run(a_burst)
+        monkeypatch.setattr("fenlei.server.batcher._RETURN_PART", 1e9)
+        run(one_at_a_time)
+
     def test_answers_keep_the_order_of_the_rows(self):
         async def work(batcher, models):
             outcome = await ask(batcher, models, *[f"{'sure' if i % 3 else 'no'} {i}" for i in range(30)])

@@ -22,8 +22,19 @@ WHOLE = HEAD + b"Content-Length: 13\r\n\r\n" + GOOD
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     hold = tmp_path_factory.mktemp("hold") / "hold"
-    times = ["--head-seconds", 0.5, "--body-seconds", 1, "--send-seconds", 1, "--max-connections", 20]
-    with Server(["news", *times], hold=hold) as found:
+    times = [
+        "--head-seconds",
+        0.5,
+        "--body-seconds",
+        1,
+        "--send-seconds",
+        1,
+        "--idle-seconds",
+        0.5,
+        "--max-connections",
+        20,
+    ]
+    with Server(["news", *times, "--max-connections", 20], hold=hold) as found:
         yield found
 
 
@@ -261,15 +272,70 @@ class TestAllPlacesTaken:
             connection.sendall(WHOLE)
             read_answers(connection, 1)
 
-    def test_one_that_idles_makes_room(self, small, taken):
+    def test_one_that_idles_takes_no_place(self, small, taken):
         for connection in taken:
             connection.sendall(WHOLE)
             read_answers(connection, 1)
+        with small.connect() as connection:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+        for connection in taken:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+
+    def test_one_that_idled_asks_again(self, small, taken):
+        """It is told that all places are taken; probes are answered. Never is it cut off without a word."""
+        asking, idle = taken[:2], taken[2]
+        idle.sendall(WHOLE)
+        read_answers(idle, 1)
+        for connection in asking:
+            connection.sendall(HEAD)
+        with small.connect() as third:
+            third.sendall(HEAD)
+            time.sleep(0.1)
+            idle.sendall(WHOLE)
+            assert code_of(receive(idle)) == (503, "too_many_connections")
+
+    def test_probes_on_one_that_idled(self, small, taken):
+        taken[2].sendall(WHOLE)
+        read_answers(taken[2], 1)
+        with small.connect() as third:
+            third.sendall(HEAD)
+            time.sleep(0.1)
+            taken[2].sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" + WHOLE)
+            answer = receive(taken[2])
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+    def test_twice_as_many_are_open(self, small, taken):
+        """Then the one that has idled longest makes room, if it has idled for a second."""
+        more = [small.connect() for _ in range(3)]
+        for connection in taken:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+        for connection in more:
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+        with small.connect() as connection:
+            assert code_of(receive(connection)) == (503, "too_many_connections"), "none has idled for long"
         time.sleep(1.2)
         with small.connect() as connection:
             connection.sendall(WHOLE)
             read_answers(connection, 1)
         assert receive(taken[0]) == b"", "the one that has idled longest"
+        for connection in more:
+            connection.close()
+
+
+def test_an_idle_connection_is_closed_in_the_end(tmp_path):
+    with Server(["news", "--idle-seconds", 0.5, "--head-seconds", 600], hold=tmp_path / "hold") as server:
+        for refused in (b"", HEAD.replace(b"application/json", b"text/plain") + b"Content-Length: 13\r\n\r\n"):
+            with server.connect() as connection:
+                connection.sendall(refused or WHOLE)
+                read_answers(connection, 1, b"unsupported_media_type" if refused else b'"timings"')
+                if refused:  # the rest of a body that nobody wants; then it idles
+                    connection.sendall(GOOD)
+                assert receive(connection) == b""
 
 
 def test_head_has_no_body(server):

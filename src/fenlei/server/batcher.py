@@ -40,6 +40,9 @@ _LONGEST_RETRY, _SHORTEST_RETRY = 60.0, 1.0
 _ENCODED_AT_ONCE = 32
 # a text that is not tokenized yet counts for its characters too: it takes memory, whatever will be left out of it
 _CHARACTERS_A_TOKEN = 16
+# a pass that is not full waits for those who were answered just before: while they keep coming, at most seconds apart,
+# and for no more than a part of the time that their own pass took
+_RETURN_GAP, _RETURN_PART = 0.02, 0.1
 
 
 class Batcher:
@@ -66,6 +69,7 @@ class Batcher:
         self.soundness = Soundness(models)
         self._running = False  # a turn on the scoring thread is due or in progress
         self._in_flight: Pass | None = None
+        self._answered: tuple[int, float] | None = None  # texts and seconds of the pass that has just ended
         self._draining = False
         self._counts = dict.fromkeys(("passes", "scored", "retried", "failed", "refused", "timed_out"), 0)
         self._open: set[Request] = set()  # from here on: the event loop's own
@@ -314,10 +318,32 @@ class Batcher:
                 if lane is None or at is None:
                     return None
                 if at <= now:
+                    if self._await_return(lane.classifier.predictor.batch_tokens, now):
+                        continue
                     self._in_flight = self._line.take(lane, now)
                     self._counts["passes"] += 1
                     return self._in_flight
                 self._changed.wait(at - now)
+
+    def _await_return(self, budget: int, now: float) -> bool:
+        """Lets those come back who were answered a moment ago, where more were than are waiting; the lock is held.
+
+        Clients with a number of requests in flight send the next ones all together when a pass has ended. Without a
+        moment's patience they meet a pass that has begun with the few that were left, so that full passes and nearly
+        empty ones take turns: a tenth fewer texts a second with 64 in flight.
+
+        Returns:
+            Whether time has passed, so that one has to look again.
+        """
+        answered, self._answered = self._answered, None
+        if answered is None or self._draining or answered[0] <= self._line.texts:
+            return False
+        end = now + _RETURN_PART * answered[1]
+        while self._line.tokens < budget and not self._draining:
+            left = min(_RETURN_GAP, end - time.monotonic())
+            if left <= 0 or not self._changed.wait(left):
+                break
+        return True
 
     def _score(self, work: Pass) -> None:
         begin = time.monotonic()
@@ -325,7 +351,7 @@ class Batcher:
         seconds = time.monotonic() - begin
         failed = sum(isinstance(answer, FenleiError) for answer in found.answers)
         with self._changed:
-            self._in_flight = None
+            self._in_flight, self._answered = None, (len(work.rows), seconds)
             if not failed:  # a failure may be quick, and says nothing of the speed
                 self._rate.add(len(work.rows), work.tokens, seconds)
             self._counts["scored"] += len(work.rows) - failed

@@ -3,8 +3,10 @@
 uvicorn waits without end for a request's head, for the rest of a body that nobody reads, and for a client that does
 not take its answer; and it answers what is no HTTP in plain text.
 
-Where all connections are taken, the one that has idled longest makes room. Where none idles, a new one may ask how the
-server is, and nothing else: who watches a busy server is not to take it for a dead one.
+A connection has one of a limited number of places from its beginning, or from a request's first byte, to the end of
+the answer. In between it keeps none: it may stay open, and what it asks when all places are taken is refused in words.
+To close it instead would now and then cut off a client that is just asking something. Who finds all places taken may
+ask how the server is, and nothing else: who watches a busy server is not to take it for a dead one.
 """
 
 from __future__ import annotations
@@ -38,27 +40,22 @@ def protocol_for(service: Service) -> type[LimitedProtocol]:
     Args:
         service: its limits are kept; refused connections are counted there.
     """
-    return type("ServerProtocol", (LimitedProtocol,), {"service": service})
+    return type("ServerProtocol", (LimitedProtocol,), {"service": service, "places": set()})
 
 
 class LimitedProtocol(H11Protocol):
     """One connection; see :func:`protocol_for`."""
 
     service: Service
+    places: set[LimitedProtocol]  # the connections that have one
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = self.service.settings.limits
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._refused = False
-        self._unsure: bytes | None = None  # of a connection too many: what it has sent, as long as that says too little
-        self._one_too_many = False
+        self._unsure: bytes | None = None  # without a place: what it has sent, as long as that says too little
         self._idle_since: float | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether it takes one of the places that there are for connections."""
-        return not (self._refused or self._one_too_many or self.transport.is_closing())
 
     @property
     def unsent(self) -> bool:
@@ -68,48 +65,56 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Finds a place for the connection; its first request has to come soon."""
         super().connection_made(transport)
-        if len(self.connections) > 2 * self._limits.max_connections:
+        if len(self.connections) > 2 * self._limits.max_connections and not self._close_an_idle_one():
             self._refuse(self._too_many())
             return
         self._arm("head", self._limits.head_seconds)
-        if self._taken() > self._limits.max_connections and not self._close_an_idle_one():
-            self._one_too_many, self._unsure = True, b""
-            self.app_state = {**self.app_state, "last": True}
+        self._take_place()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """No timer outlives the connection."""
         for name in list(self._timers):
             self._disarm(name)
+        self.places.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
         if self._refused or self.transport.is_closing():
             return
+        if self._idle_since is not None:
+            self._idle_since = None
+            self._take_place()
         if self._unsure is not None:
             data = self._unsure = self._unsure + data
             if not self._may_ask(data):
                 return
             self._unsure = None
-        self._idle_since = None
         super().data_received(data)
+        if self._refused:
+            return
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._disarm("linger")
         if self.conn.their_state is not h11.IDLE:
             self._disarm("head")
-        elif "head" not in self._timers:  # the rest of a body that was refused has come
+        elif not self.conn.trailing_data[0]:  # the rest of a body that was refused has come
+            self._idle()
+        elif "head" not in self._timers:
             self._arm("head", self._limits.head_seconds)
-        if not self._refused and self.conn.their_state is not h11.SEND_BODY:
-            self._disarm("linger")
 
     def on_response_complete(self) -> None:
-        """The next request has to come soon, and so has the rest of a body that nobody wants."""
+        """The connection waits for its next request, or for the rest of a body that nobody wants."""
         super().on_response_complete()
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY:
             self._arm("linger", _LINGER_SECONDS)
         elif self.conn.their_state is h11.IDLE:
-            self._idle_since = self.loop.time()
-            self._arm("head", self._limits.head_seconds)
+            if self.conn.trailing_data[0]:  # the next head has begun
+                self._unset_keepalive_if_required()
+                self._arm("head", self._limits.head_seconds)
+            else:
+                self._idle()
 
     def pause_writing(self) -> None:
         """The client does not take what it is sent."""
@@ -125,8 +130,19 @@ class LimitedProtocol(H11Protocol):
         """What came is no HTTP: nothing is known of it, and nothing of it is told."""
         self._refuse(ApiError(400, "invalid_http", "this is not HTTP/1.1 as the server understands it"))
 
-    def _taken(self) -> int:
-        return sum(connection.counts for connection in self.connections)  # type: ignore[union-attr]
+    def _take_place(self) -> None:
+        """A request is about to come; without a place it may only be one that asks how the server is."""
+        if len(self.places) < self._limits.max_connections:
+            self.places.add(self)
+        elif self not in self.places:
+            self._unsure = b""
+        self.app_state = {**self.app_state, "last": self not in self.places}
+
+    def _idle(self) -> None:
+        self.places.discard(self)
+        self._idle_since = self.loop.time()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _close_an_idle_one(self) -> bool:
         latest = self.loop.time() - _IDLE_SECONDS
@@ -140,9 +156,8 @@ class LimitedProtocol(H11Protocol):
 
     def _may_ask(self, begun: bytes) -> bool:
         """Whether a request may go on that begins like this, on a connection too many; if it may not, it is told."""
-        if self._taken() < self._limits.max_connections:  # another one has gone
-            self._one_too_many = False
-            self.app_state = {**self.app_state, "last": False}
+        if len(self.places) < self._limits.max_connections:  # another one has gone
+            self._take_place()
             return True
         if _PROBE.match(begun):
             return True
@@ -151,7 +166,7 @@ class LimitedProtocol(H11Protocol):
         return False
 
     def _too_many(self) -> ApiError:
-        message = f"more than {self._limits.max_connections} connections; try again later"
+        message = f"more than {self._limits.max_connections} connections ask something; try again later"
         return ApiError(503, "too_many_connections", message, retry_after=_RETRY_AFTER)
 
     def _arm(self, name: str, seconds: float) -> None:
@@ -173,6 +188,7 @@ class LimitedProtocol(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         self.service.metrics.rejected.labels(error.code).inc()
         self._refused = True
+        self.places.discard(self)
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.close()  # an answer that has begun cannot become another one
             return

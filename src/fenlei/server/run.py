@@ -28,7 +28,6 @@ from fenlei.server.service import Service
 from fenlei.server.settings import ServeSettings
 
 _log = logging.getLogger("fenlei.server")
-_KEEP_ALIVE_SECONDS = 5
 # of the time to drain, and not more than a quarter of it: for telling those who get no answer any more
 _CLOSING_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
@@ -74,7 +73,7 @@ def serve(
         access_log=False,
         proxy_headers=False,  # who may be believed about an address is the proxy's business
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.limits.idle_seconds,  # type: ignore[arg-type]  # it takes any number
         timeout_graceful_shutdown=_closing_seconds(settings),  # type: ignore[arg-type]  # it takes any number
     )
 
