@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fenlei.data.example import Example
@@ -318,15 +318,15 @@ class Batcher:
                 if lane is None or at is None:
                     return None
                 if at <= now:
-                    if self._await_return(lane.classifier.predictor.batch_tokens, now):
+                    if self._await_return(lane, now):
                         continue
                     self._in_flight = self._line.take(lane, now)
                     self._counts["passes"] += 1
                     return self._in_flight
                 self._changed.wait(at - now)
 
-    def _await_return(self, budget: int, now: float) -> bool:
-        """Lets those come back who were answered a moment ago, where more were than are waiting; the lock is held.
+    def _await_return(self, lane: Hashable, now: float) -> bool:
+        """Lets those come back who were answered a moment ago, where they are more than wait now; the lock is held.
 
         Clients with a number of requests in flight send the next ones all together when a pass has ended. Without a
         moment's patience they meet a pass that has begun with the few that were left, so that full passes and nearly
@@ -336,10 +336,10 @@ class Batcher:
             Whether time has passed, so that one has to look again.
         """
         answered, self._answered = self._answered, None
-        if answered is None or self._draining or answered[0] <= self._line.texts:
+        if answered is None or self._draining or answered[0] <= self._line.ready_texts(lane):
             return False
         end = now + _RETURN_PART * answered[1]
-        while self._line.tokens < budget and not self._draining:
+        while not (self._line.fills_a_pass(lane) or self._draining):
             left = min(_RETURN_GAP, end - time.monotonic())
             if left <= 0 or not self._changed.wait(left):
                 break

@@ -106,6 +106,11 @@ class _Lane:
     tokens: int = 0
     turns: int = 0
 
+    @property
+    def tokenized(self) -> int:
+        """Tokens of the rows that can be scored now."""
+        return self.tokens - sum(job.tokens for job in self.coming)
+
     def count(self, job: Job, sign: int) -> None:
         """A job is about to change or to go (-1), or has changed or come (+1)."""
         self.texts += sign * job.texts
@@ -171,6 +176,16 @@ class WaitingLine:
         """Their tokens."""
         return sum(lane.tokens for lane in self._lanes.values())
 
+    def ready_texts(self, key: Hashable) -> int:
+        """Rows that can be scored now for a classifier."""
+        lane = self._lanes.get(key)
+        return sum(job.texts for job in lane.jobs) if lane is not None else 0
+
+    def fills_a_pass(self, key: Hashable) -> bool:
+        """Whether what can be scored now for a classifier is as much as a pass takes."""
+        lane = self._lanes.get(key)
+        return lane is not None and lane.tokenized >= lane.budget
+
     def has(self, key: Hashable, group: Hashable = None) -> bool:
         """Whether requests wait for a classifier; with a group, whether tokenized ones of that group do."""
         lane = self._lanes.get(key)
@@ -203,8 +218,7 @@ class WaitingLine:
         for key, lane in self._lanes.items():
             if not lane.jobs:
                 continue
-            tokens = lane.tokens - sum(job.tokens for job in lane.coming)
-            at = now if wait <= 0 or tokens >= lane.budget else min(job.arrived for job in lane.jobs) + wait
+            at = now if wait <= 0 or lane.tokenized >= lane.budget else min(job.arrived for job in lane.jobs) + wait
             if at <= now:
                 return key, now
             if soonest[1] is None or at < soonest[1]:
