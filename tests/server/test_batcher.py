@@ -440,14 +440,30 @@ class TestRefusals:
             batcher._rate = Rate()
             batcher._rate.add(10, 50, 10.0)  # 5 tokens a second
             async with busy(batcher, models):
-                kept = [ask(batcher, models, f"{i}") for i in range(4)]  # 20 tokens: 4 s
-                await queued(batcher, 4)
+                kept = [ask(batcher, models, f"{i}") for i in range(PASS)]  # 40 tokens: 8 s
+                await queued(batcher, PASS)
                 kept.append(ask(batcher, models, "y"))
-                await queued(batcher, 5)
+                await queued(batcher, PASS + 1)
                 with pytest.raises(QueueFull) as refused:
                     await ask(batcher, models, "z")
-                assert refused.value.retry_after == pytest.approx(5.0)
+                assert refused.value.retry_after == pytest.approx(9.0)
             await asyncio.gather(*kept)
+
+        run(work, max_queue_s=8.0)
+
+    def test_a_full_pass_may_wait_on_the_slowest_machine(self):
+        """Else passes would stay as small, and the measured speed as low, as they once happened to be."""
+
+        async def work(batcher, models):
+            batcher._rate = Rate()
+            batcher._rate.add(1, COST, 1000.0)
+            async with busy(batcher, models):
+                kept = [ask(batcher, models, f"{i}") for i in range(PASS)]
+                await queued(batcher, PASS)
+                with pytest.raises(QueueFull):
+                    await ask(batcher, models, "one more")
+            await asyncio.gather(*kept)
+            assert [len(call) for call in models.predictor().calls] == [1, PASS]
 
         run(work, max_queue_s=4.0)
 

@@ -228,6 +228,9 @@ class Batcher:
             if line.has(request.lane):  # else a request that is larger than the limits could never be answered
                 ahead = line.ahead(request.lane, budget, request.tokens)
                 too_long = rate is not None and limits.max_queue_s is not None and ahead > limits.max_queue_s * rate
+                # a full pass may wait on the slowest machine: small ones are slower still, so that where only they were
+                # let in, the speed measured on them would keep it so
+                too_long = too_long and line.tokens_of(request.lane) + request.tokens > budget
                 too_many = line.texts + len(rows) > limits.max_queue_texts
                 if too_long or too_many or line.tokens + request.tokens > limits.max_queue_tokens:
                     self._counts["refused"] += 1

@@ -176,6 +176,11 @@ class WaitingLine:
         """Their tokens."""
         return sum(lane.tokens for lane in self._lanes.values())
 
+    def tokens_of(self, key: Hashable) -> int:
+        """Tokens that wait for a classifier."""
+        lane = self._lanes.get(key)
+        return lane.tokens if lane is not None else 0
+
     def ready_texts(self, key: Hashable) -> int:
         """Rows that can be scored now for a classifier."""
         lane = self._lanes.get(key)
