@@ -62,7 +62,7 @@ def create_app(models: Models | None, settings: ServeSettings, batch: BatchLimit
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    parts = [routes_system, routes_classify, routes_openai, routes_models]
+    parts = [routes_classify, routes_openai, routes_models, routes_system]  # they are tried in this order
     for part in [*parts, *([routes_admin] if settings.admin else [])]:
         app.include_router(part.router)
     describe(app, settings, with_key=bool(service.keys))

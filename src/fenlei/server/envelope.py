@@ -30,6 +30,9 @@ _BELOW = {
 _METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
 # how long the rest of a body is read of which nobody wants to know
 _LINGER_SECONDS = 2.0
+_MORE_HEADERS = tuple(
+    (name.lower().encode(), value.encode()) for name, value in {**SECURITY_HEADERS, "Cache-Control": "no-store"}.items()
+)
 # what is asked of the classifiers waits until they are there
 _GATED = "/v1/"
 
@@ -135,9 +138,8 @@ def _with_headers(headers: Iterable[tuple[bytes, bytes]], last: bool) -> list[tu
     """The headers of an answer with those of every answer; after the ``last`` one the connection is closed."""
     found = list(headers)
     there = {name.lower() for name, _ in found}
-    more = {**SECURITY_HEADERS, "Cache-Control": "no-store", **({"Connection": "close"} if last else {})}
-    encoded = ((name.lower().encode(), value.encode()) for name, value in more.items())
-    return found + [(name, value) for name, value in encoded if name not in there]
+    more = [(name, value) for name, value in _MORE_HEADERS if name not in there]
+    return [*found, *more, (b"connection", b"close")] if last and b"connection" not in there else [*found, *more]
 
 
 async def _drop(receive: Receive) -> None:
