@@ -215,6 +215,15 @@ class TestExplain:
         assert code == 2
         assert said in err
 
+    def test_what_is_wrong_with_the_input_is_said_before_the_model_is_loaded(self, run, fenlei, tmp_path, monkeypatch):  # noqa: F811
+        def load(*_args, **_how):
+            raise AssertionError("loaded")
+
+        monkeypatch.setattr("fenlei.classifier.TextClassifier.load", load)
+        code, _, err = fenlei("predict", run, tmp_path / "missing.jsonl", "--explain", *QUICK)
+        assert code == 2
+        assert "missing.jsonl" in err
+
     def test_too_many_texts(self, run, fenlei, source):  # noqa: F811
         source.write_text(source.read_text("utf-8") * 21, "utf-8")
         code, _, err = fenlei("predict", run, source, "--explain", *QUICK)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fenlei.classifier import TextClassifier
-    from fenlei.data import StreamedRow
+    from fenlei.config import RunConfig
+    from fenlei.data import LabelSet, StreamedRow
 
 MOST_TEXTS = 20
 
 
+class Unloaded(Protocol):
+    """A classifier whose model is loaded when it is asked for."""
+
+    config: RunConfig
+    labels: LabelSet
+
+    @property
+    def classifier(self) -> TextClassifier:
+        """With its model."""
+
+
 def explain_file(
-    classifier: TextClassifier, source: str, out: Path | None, *, limit: int | None, overwrite: bool
+    unloaded: Unloaded, source: str, out: Path | None, *, limit: int | None, overwrite: bool
 ) -> None:
     """Prints what each sentence of the first texts does to their labels, and writes it as JSON lines if asked to.
 
@@ -27,12 +39,12 @@ def explain_file(
 
     if out is not None:
         _check(source, out, overwrite)
-    rows = _few(classifier, source, limit)
+    rows = _few(unloaded, source, limit)  # what is wrong with INPUT is said before anything is loaded
     console, lines = output_console(), []
     for row in rows:
         assert row.example is not None
         assert row.columns is not None
-        explanation = classifier.explain(row.example)
+        explanation = unloaded.classifier.explain(row.example)
         console.print(render(explanation))
         record = make_record(row.example, row.columns, explanation.prediction)
         lines.append(json_line(record | {"explanation": explanation.to_dict()}).decode("utf-8"))
@@ -41,20 +53,20 @@ def explain_file(
             file.writelines(lines)
 
 
-def _few(classifier: TextClassifier, source: str, limit: int | None) -> list[StreamedRow]:
+def _few(unloaded: Unloaded, source: str, limit: int | None) -> list[StreamedRow]:
     from itertools import islice
 
     from fenlei.data import stream_examples
     from fenlei.errors import DataError
 
-    config = classifier.config
+    config = unloaded.config
     stream = stream_examples(
         source,
         config.data,
         need_label=False,
         role="predict",
         offline=config.model.offline,
-        labels=classifier.labels,
+        labels=unloaded.labels,
     )
     rows = list(islice(stream, min(limit or MOST_TEXTS + 1, MOST_TEXTS + 1)))
     if len(rows) > MOST_TEXTS:

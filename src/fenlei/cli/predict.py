@@ -59,7 +59,7 @@ def predict(
     if explain:
         if resume or columns is not None:
             raise ConfigError("--explain goes with --limit, --out and --overwrite; leave --resume and --columns out")
-        explain_file(_load(run, more, added), source, out, limit=limit, overwrite=overwrite)
+        explain_file(_Unloaded(run, more, added), source, out, limit=limit, overwrite=overwrite)
         return
     if out is None:
         raise ConfigError("--out is missing: say where predictions go, e.g. --out predictions.jsonl")
@@ -120,9 +120,14 @@ class _Unloaded:
         self.labels = LabelSet((*labels.names, *added), descriptions=labels.descriptions, aliases=labels.aliases)
 
     @cached_property
+    def classifier(self) -> TextClassifier:
+        """With its model."""
+        return _load(self._run, self._overrides, self._added)
+
+    @property
     def predictor(self) -> Predictor:
         """The model."""
-        return _load(self._run, self._overrides, self._added).predictor
+        return self.classifier.predictor
 
     def fingerprint(self) -> str:
         """Hash of all that makes it: its folder, labels that were added, what was set of its calibration."""

@@ -48,7 +48,7 @@ const WORDS = { en: {
   coverage: "Share of rows answered", riskOf: "Share of wrong answers", threshold: "Threshold", atThreshold: "the threshold in use",
   allAnswered: "all rows answered", answeredLine: "Not answered below confidence {t}: {share} of the rows answered, accuracy of the answers {acc}.",
   noThreshold: "Every row is answered: no threshold is set. fenlei calibrate can set one.",
-  lengthLead: "Accuracy of rows by the length of their text, with 95 % intervals; the groups hold about as many rows each.",
+  lengthLead: "Accuracy of rows by the length of their text, with 95 % intervals; the groups are of about the same size, as far as texts of one length stay together.",
   characters: "Characters", truncation: "Shortened texts", whole: "read whole", shortened: "shortened to fit",
   noneShortened: "No text was longer than the model reads: truncation changed nothing.",
   truncationLine: "{n} of {all} texts ({share}) were shortened: their accuracy is {a}, that of the others {b}.",

@@ -48,7 +48,7 @@ WORDS.zh = {
   coverage: "作答比例", riskOf: "答错比例", threshold: "阈值", atThreshold: "当前阈值",
   allAnswered: "全部作答", answeredLine: "置信度低于 {t} 时拒答：作答 {share}，作答准确率 {acc}。",
   noThreshold: "每条都作答：没有设置阈值。可用 fenlei calibrate 设置。",
-  lengthLead: "按文本长度分组的准确率及 95% 区间；各组条数大致相同。",
+  lengthLead: "按文本长度分组的准确率及 95% 区间；同一长度的文本在同一组内，除此之外各组条数大致相同。",
   characters: "字符数", truncation: "被截短的文本", whole: "完整读入", shortened: "被截短",
   noneShortened: "没有文本超过模型读入的长度：截断没有影响。",
   truncationLine: "{all} 条文本中有 {n} 条（{share}）被截短：其准确率为 {a}，其余为 {b}。",
