@@ -94,7 +94,7 @@ def fresh_classifier(out: Path, base: Path, data: Path, *, prompt: dict[str, Any
     from fenlei.prompting import PromptEncoder
     from fenlei.training.run import prompt_record
 
-    values = {"model": {"spec": str(base), "dtype": "bfloat16", "device": "cpu"}, "prompt": prompt}
+    values = {"model": {"spec": str(base), "dtype": "auto", "device": "cpu"}, "prompt": prompt}
     config = RunConfig.build({**values, "data": {"candidates": candidates}})
     labels = LabelSet.from_examples(read_examples(data, config.data, role="test").examples, config.data)
     tokenizer = load_tokenizer(base, config.model)
@@ -110,7 +110,7 @@ def fresh_classifier(out: Path, base: Path, data: Path, *, prompt: dict[str, Any
         tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     # no hashes of the base model: it is the one that was just loaded, and 7 B of them take a minute
-    base_model = {"spec": str(base), "source": "folder", "revision": None, "dtype": "bfloat16", "path": str(base)}
+    base_model = {"spec": str(base), "source": "folder", "revision": None, "dtype": "auto", "path": str(base)}
     write_artifact(
         out,
         labels=labels.to_dict(),

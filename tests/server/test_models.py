@@ -316,15 +316,14 @@ class TestRefused:
             opened((None, models.get("mood").classifier._folder), (None, folder))
         assert models.names() == ["news", "mood"]
 
-    def test_another_number_format(self, models, tiny_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr("fenlei.modeling.loading._cpu_has_bfloat16", lambda: True)
+    def test_another_number_format(self, models, tiny_folder, tmp_path):
         folder = build(tmp_path / "half", tiny_folder, MOOD, seed=2, dtype="bfloat16")
         with pytest.raises(ArtifactError, match="model.dtype=bfloat16, not float32"):
             models.add("half", folder)
 
-    def test_bfloat16_where_the_processor_does_not_compute_in_it(self, models, tiny_folder, tmp_path, monkeypatch):
-        """Then all of them compute in float32, which is many times as fast there."""
-        folder = build(tmp_path / "half", tiny_folder, MOOD, seed=2, dtype="bfloat16")
+    def test_where_the_processor_does_not_compute_in_bfloat16(self, tiny_folder, tmp_path, monkeypatch):
+        """A classifier that was trained in whatever the device does best, the default, does so everywhere."""
+        folder = build(tmp_path / "half", tiny_folder, MOOD, seed=2, dtype="auto")
         formats = {}
         for native in (True, False):
             monkeypatch.setattr("fenlei.modeling.loading._cpu_has_bfloat16", lambda native=native: native)
@@ -333,8 +332,6 @@ class TestRefused:
         assert formats == {True: torch.bfloat16, False: torch.float32}
         asked = TextClassifier.load(folder, overrides=[*ON_CPU, "model.dtype=bfloat16"])
         assert asked.predictor.model.dtype == torch.bfloat16, "who asks for it gets it"
-        models.add("half", folder)
-        assert np.abs(answers(models.get("half").classifier) - alone(folder)).max() <= 1e-5
 
     def test_one_setting_for_all_is_the_way_out(self, news_folder, tiny_folder, tmp_path):
         folder = build(tmp_path / "half", tiny_folder, MOOD, seed=2, dtype="bfloat16")

@@ -24,9 +24,7 @@ class Unloaded(Protocol):
         """With its model."""
 
 
-def explain_file(
-    unloaded: Unloaded, source: str, out: Path | None, *, limit: int | None, overwrite: bool
-) -> None:
+def explain_file(unloaded: Unloaded, source: str, out: Path | None, *, limit: int | None, overwrite: bool) -> None:
     """Prints what each sentence of the first texts does to their labels, and writes it as JSON lines if asked to.
 
     Raises:

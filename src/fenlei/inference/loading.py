@@ -35,8 +35,7 @@ def stored_settings(artifact: Artifact, path: Path, model: str | None = None) ->
         values: dict[str, Any] = {
             "model": {
                 "spec": model or base["spec"],
-                # bfloat16 where the device computes in it; elsewhere float32 is many times as fast, and no less exact
-                "dtype": "auto" if base["dtype"] == "bfloat16" else base["dtype"],
+                "dtype": base["dtype"],
                 "quantization": base.get("quantization", "none"),  # classifiers of earlier versions had none
             },
             "prompt": PromptConfig(**artifact.prompt["prompt"]).model_dump(),
