@@ -317,9 +317,8 @@ def options(tmp_path, tiny_folder, rows):
 
 
 def test_the_whole_benchmark(tmp_path, options):
-    options += ["--rounds", "2", "--round-rows", "16", "--in-flight", "8", "--levels", "0.5", "2", "--seconds", "3"]
-    # a tiny model is asked for hundreds of texts a second: that is not to end at the connections
-    options += ["--sigterm", "--serve", "--max-connections 1000"]
+    options += ["--rounds", "2", "--round-rows", "16", "--in-flight", "8", "--levels", "0.5", "3", "--seconds", "3"]
+    options += ["--sigterm"]
     options += ["--soak", "0.05", "--json", str(tmp_path / "a.json"), "--svg", str(tmp_path / "charts")]
     result = serve_load.main([*options, "--markdown", str(tmp_path / "a.md")])
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))

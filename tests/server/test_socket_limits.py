@@ -22,18 +22,7 @@ WHOLE = HEAD + b"Content-Length: 13\r\n\r\n" + GOOD
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     hold = tmp_path_factory.mktemp("hold") / "hold"
-    times = [
-        "--head-seconds",
-        0.5,
-        "--body-seconds",
-        1,
-        "--send-seconds",
-        1,
-        "--idle-seconds",
-        0.5,
-        "--max-connections",
-        20,
-    ]
+    times = ["--head-seconds", 0.5, "--body-seconds", 1, "--send-seconds", 1, "--idle-seconds", 0.5]
     with Server(["news", *times, "--max-connections", 20], hold=hold) as found:
         yield found
 
@@ -307,22 +296,48 @@ class TestAllPlacesTaken:
         assert answer.startswith(b"HTTP/1.1 200 "), answer
         assert answer.count(b"HTTP/1.1 ") == 1
 
-    def test_twice_as_many_are_open(self, small, taken):
+    @pytest.fixture
+    def crowd(self, small, taken):
+        """Three more than have places; none of the six has asked yet."""
+        found = [small.connect() for _ in range(3)]
+        yield found
+        for connection in found:
+            connection.close()
+
+    def test_twice_as_many_are_open(self, small, taken, crowd):
         """Then the one that has idled longest makes room, if it has idled for a second."""
-        more = [small.connect() for _ in range(3)]
-        for connection in taken:
-            connection.sendall(WHOLE)
-            read_answers(connection, 1)
-        for connection in more:
+        for connection in [*taken, *crowd]:
             connection.sendall(WHOLE)
             read_answers(connection, 1)
         with small.connect() as connection:
-            assert code_of(receive(connection)) == (503, "too_many_connections"), "none has idled for long"
+            connection.sendall(WHOLE)
+            read_answers(connection, 1)
+            for idle in [*taken, *crowd]:
+                idle.sendall(WHOLE)  # none was closed
+                read_answers(idle, 1)
         time.sleep(1.2)
         with small.connect() as connection:
             connection.sendall(WHOLE)
             read_answers(connection, 1)
         assert receive(taken[0]) == b"", "the one that has idled longest"
+
+    def test_more_than_twice_as_many_ask(self, small, taken, crowd):
+        """They are told, too, and one that says nothing has less time than others: head-seconds are 15 here."""
+        silent = small.connect()
+        more = [small.connect() for _ in range(2)]
+        for connection in more:
+            connection.sendall(WHOLE)
+            assert code_of(receive(connection)) == (503, "too_many_connections")
+            connection.close()
+        begin = time.monotonic()
+        with silent:
+            assert receive(silent) == b""
+        assert time.monotonic() - begin < 10
+
+    def test_three_times_as_many(self, small, taken, crowd):
+        more = [small.connect() for _ in range(3)]
+        with small.connect() as connection:  # told before it has asked
+            assert code_of(receive(connection)) == (503, "too_many_connections")
         for connection in more:
             connection.close()
 

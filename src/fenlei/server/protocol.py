@@ -27,6 +27,9 @@ from fenlei.server.service import Service
 # the rest of a body that was refused is read and dropped for so long: a client that is cut off at once
 # would lose the answer that says why
 _LINGER_SECONDS = 2.0
+# open connections for each that may ask: above the first number they have less time, above the second none
+_CROWDED, _FULL = 2, 3
+_CROWDED_HEAD_SECONDS, _CROWDED_LINGER_SECONDS = 2.0, 0.2
 _RETRY_AFTER = 1.0
 # a client that has just been answered may be about to ask the next thing
 _IDLE_SECONDS = 1.0
@@ -65,10 +68,12 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Finds a place for the connection; its first request has to come soon."""
         super().connection_made(transport)
-        if len(self.connections) > 2 * self._limits.max_connections and not self._close_an_idle_one():
+        crowded = self._are_more_than(_CROWDED) and not self._close_an_idle_one()
+        if crowded and self._are_more_than(_FULL):
             self._refuse(self._too_many())
             return
-        self._arm("head", self._limits.head_seconds)
+        longest = self._limits.head_seconds
+        self._arm("head", min(longest, _CROWDED_HEAD_SECONDS) if crowded else longest)
         self._take_place()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,6 +104,9 @@ class LimitedProtocol(H11Protocol):
             self._disarm("head")
         elif not self.conn.trailing_data[0]:  # the rest of a body that was refused has come
             self._idle()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         elif "head" not in self._timers:
             self._arm("head", self._limits.head_seconds)
 
@@ -132,17 +140,20 @@ class LimitedProtocol(H11Protocol):
 
     def _take_place(self) -> None:
         """A request is about to come; without a place it may only be one that asks how the server is."""
-        if len(self.places) < self._limits.max_connections:
-            self.places.add(self)
-        elif self not in self.places:
+        last = len(self.places) >= self._limits.max_connections
+        if last:
             self._unsure = b""
-        self.app_state = {**self.app_state, "last": self not in self.places}
+        else:
+            self.places.add(self)
+        if last != self.app_state.get("last", False):
+            self.app_state = {**self.app_state, "last": last}
 
     def _idle(self) -> None:
         self.places.discard(self)
         self._idle_since = self.loop.time()
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _are_more_than(self, times: int) -> bool:
+        return len(self.connections) > times * self._limits.max_connections
 
     def _close_an_idle_one(self) -> bool:
         latest = self.loop.time() - _IDLE_SECONDS
@@ -193,11 +204,11 @@ class LimitedProtocol(H11Protocol):
             self.transport.close()  # an answer that has begun cannot become another one
             return
         self.transport.write(plain_answer(error))
-        if len(self.connections) > 2 * self._limits.max_connections or not self.transport.can_write_eof():
+        if self._are_more_than(_FULL) or not self.transport.can_write_eof():
             self.transport.close()
         else:
             self.transport.write_eof()
-            self._arm("linger", _LINGER_SECONDS)
+            self._arm("linger", _CROWDED_LINGER_SECONDS if self._are_more_than(_CROWDED) else _LINGER_SECONDS)
 
 
 def plain_answer(error: ApiError) -> bytes:
