@@ -162,7 +162,8 @@ class TestPoison:
             until(lambda: service_of(client).load().get("in_flight_texts"), "a text is being scored")
             for thread in threads[1:]:
                 thread.start()
-            until(lambda: service_of(client).load()["queued_texts"] == 2, "two texts wait")
+            line = service_of(client)._batcher._line
+            until(lambda: line.ready_texts(models.get("news")) == 2, "two texts wait, and both are tokenized")
             predictor.go.set()
             for thread in threads:
                 thread.join()

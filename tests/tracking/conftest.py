@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fenlei.tracking import group
+
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +24,12 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_ROOT", str(home))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(home)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``finish`` waits on a busy machine, too: for tests of what trackers wrote, not of how long it took."""
+    monkeypatch.setattr(group, "_FINISH_S", 60.0)
 
 
 @pytest.fixture

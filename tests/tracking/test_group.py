@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from fenlei.config import RunConfig, TrackingConfig
 from fenlei.tracking import Record, TrackerGroup, group, start_tracking
 from fenlei.tracking.channel import BoundedQueue, TrackerSettings, decode, encode
 from fenlei.tracking.process import TrackerProcess
+from fenlei.tracking.worker import Worker
 from tests.tracking import tracking_faults
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc and POSIX signals")
@@ -267,6 +269,17 @@ def test_sigkill_of_training_keeps_every_line_and_ends_the_tracker(tmp_path: Pat
     got = calls(tmp_path)
     assert [c[2] for c in got if c[0] == "log"] == list(range(50))
     assert got[-1] == ["finish", "failed"]
+
+
+def test_training_that_ends_before_its_tracker_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrackerSettings(run_dir=str(tmp_path), shown_dir="run", project="p", run_name="n", background_s=3.0)
+    armed: list[float] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, exit: armed.append(seconds))
+    messages, told = os.pipe()
+    os.write(told, encode({"op": "open", "settings": settings.to_dict()}))
+    os.close(told)
+    Worker("tests.tracking.tracking_faults:Keeps", messages, os.open(os.devnull, os.O_WRONLY))._read()
+    assert armed == [3.0]
 
 
 def test_sigkill_of_training_ends_a_hanging_tracker_too(tmp_path: Path) -> None:

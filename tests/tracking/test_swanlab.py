@@ -21,6 +21,7 @@ from tests.tracking.swanlab_run import SAMPLES, ask, log_a_run, values, wait_for
 
 pytest.importorskip("swanlab")
 pytest.importorskip("swanboard")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def test_local_run_is_on_its_page(tmp_path: Path, watch: Callable[[Path], str]) -> None:

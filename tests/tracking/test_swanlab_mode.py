@@ -89,6 +89,7 @@ def test_environment_that_stops_swanlab(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(said) == 2
 
 
+@pytest.mark.usefixtures("patient")
 def test_swanlab_project_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Callable[[Path], str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_swanlab_project_is_mapped(
     assert direct_run.returncode != 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_mode_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     assert log_a_run(tmp_path).where[0].startswith("SwanLab (offline)")
@@ -154,6 +156,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     started.close()
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("server", [401], indirect=True)
 def test_auto_goes_local_when_the_server_refuses(tmp_path: Path, server: _Server) -> None:
     trackers = log_a_run(tmp_path)
@@ -162,6 +165,7 @@ def test_auto_goes_local_when_the_server_refuses(tmp_path: Path, server: _Server
     assert "the server refused the run" in trackers.where[1]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("server", [401], indirect=True)
 def test_online_that_is_refused_is_a_line(tmp_path: Path, server: _Server) -> None:
     trackers = log_a_run(tmp_path, mode="online")
@@ -170,6 +174,7 @@ def test_online_that_is_refused_is_a_line(tmp_path: Path, server: _Server) -> No
     assert "k" * 21 not in "".join(p.read_text() for p in tmp_path.glob("*.log"))
 
 
+@pytest.mark.usefixtures("patient")
 def test_online_without_a_key_is_a_line(tmp_path: Path) -> None:
     trackers = log_a_run(tmp_path, mode="online")
     assert any("SwanLab failed: RuntimeError" in line and "online" in line for line in trackers.where)
@@ -191,6 +196,7 @@ def test_a_server_that_never_answers_delays_nothing(tmp_path: Path, server: _Ser
     os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("patient")
 def test_auto_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -66,7 +66,6 @@ class Worker:
 
     def _open(self, settings: dict[str, Any]) -> Tracker:
         told = TrackerSettings(**settings)
-        self._background_s = told.background_s
         module, _, name = self._spec.partition(":")
         tracker: Tracker = getattr(importlib.import_module(module), name)(told, self._warn)
         self._background_s = tracker.background_s
@@ -83,6 +82,9 @@ class Worker:
                 message = decode(line)
                 if message is None:
                     continue
+                if message.get("op") == "open":
+                    # known from here on: training may be gone before the main thread has looked at it
+                    self._background_s = TrackerSettings(**message["settings"]).background_s
                 if message.get("op") == "finish":
                     self._closing(message)
                     return
