@@ -18,6 +18,8 @@ _FLAT = 0.01  # of the memory, an hour; and of the memory, from the first blocks
 _EDGE = 3  # blocks at the beginning, and at the end
 # of the memory: how far it may rise above its beginning at any moment; buffers come and go
 _RISE = 0.05
+# of the time in which requests come: until passes are as full as the load makes them, nothing is counted
+_LEAD_IN = 1 / 3
 
 
 def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
@@ -29,6 +31,10 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     """
     begin = min((a.due for a in answers), default=0.0)
     good = [a for a in answers if a.good]
+    # from one moment under load to another: as many are open at the beginning of the window as at its end. From the
+    # first arrival on, those still open at the end would be missing, a whole pass of the model
+    ends = [(a.ended - begin, a.texts) for a in good]
+    window = (1 - _LEAD_IN) * seconds
     late = [a.sent - a.due for a in answers]
     counts = collections.Counter(f"{a.status} {a.code}".strip() for a in answers)
     return {
@@ -37,8 +43,7 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "offered": len(answers) / seconds,
         "accepted": len(good),
         "statuses": dict(sorted(counts.items())),
-        # what was finished while requests came; what was still open then does not count
-        "texts_per_second": sum(a.texts for a in good if a.ended - begin <= seconds) / seconds,
+        "texts_per_second": sum(texts for end, texts in ends if seconds - window < end <= seconds) / window,
         "latency": quantiles([a.seconds for a in good]),
         "refusal_latency": quantiles([a.seconds for a in answers if a.status in (429, 503)]),
         "retry_after": quantiles([a.retry_after for a in answers if a.retry_after is not None]),
@@ -147,7 +152,6 @@ def _rates(result: dict[str, Any]) -> list[str]:
 def _levels(result: dict[str, Any]) -> list[str]:
     if not result.get("levels"):
         return []
-    predict = result["rates"]["predict"] if "rates" in result else None
     lines = [
         "| load | requests/s | sent | accepted | texts/s | of `fenlei predict` | p50 s | p95 s | p99 s | statuses "
         "| server RSS, GB |",
@@ -156,22 +160,28 @@ def _levels(result: dict[str, Any]) -> list[str]:
     for level in result["levels"]:
         latency = level["latency"] or dict.fromkeys(("p50", "p95", "p99"), math.nan)
         statuses = ", ".join(f"{count} x {name}" for name, count in level["statuses"].items())
-        of_predict = "" if predict is None else f"{level['texts_per_second'] / predict:.2f}"
         lines.append(
             f"| {level['multiple']:g} x | {level['offered']:.3g} | {level['sent']} | {level['accepted']} "
-            f"| {level['texts_per_second']:.3g} | {of_predict} | {latency['p50']:.3f} | {latency['p95']:.3f} "
-            f"| {latency['p99']:.3f} | {statuses} | {level['memory_largest'] / 1e9:.2f} |"
+            f"| {level['texts_per_second']:.3g} | {_share(level, result)} "
+            f"| {latency['p50']:.3f} | {latency['p95']:.3f} | {latency['p99']:.3f} "
+            f"| {statuses} | {level['memory_largest'] / 1e9:.2f} |"
         )
     late = max((level["client_late"]["p99"] for level in result["levels"] if level["client_late"]), default=0.0)
     lines += [
         "",
-        f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; latency of accepted requests, from the "
-        f"moment at which they were due. The client itself was at most {late:.3f} s late (p99).",
+        f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; texts/s are those answered in the last "
+        f"two thirds of that time; latency of accepted requests, from the moment at which they were due. The client "
+        f"itself was at most {late:.3f} s late (p99).",
         f"- Server errors other than 503: {sum(level['server_errors'] for level in result['levels'])}; without an "
         f"answer: {sum(level['without_answer'] for level in result['levels'])}.",
     ]
     lines += [_recovery(level["multiple"], **level["recovery"]) for level in result["levels"] if level["recovery"]]
     return [*lines, ""]
+
+
+def _share(load: dict[str, Any], result: dict[str, Any]) -> str:
+    """Its texts a second over those of prediction; empty where those were not measured."""
+    return f"{load['texts_per_second'] / result['rates']['predict']:.2f}" if "rates" in result else ""
 
 
 def _recovery(multiple: float, seconds: float | None, patience: float) -> str:
@@ -185,9 +195,11 @@ def _soak(result: dict[str, Any]) -> list[str]:
     if "soak" not in result:
         return []
     soak, memory = result["soak"], result["soak"]["memory"]
+    share = f", {found} of `fenlei predict`" if (found := _share(soak, result)) else ""
     lines = [f"Soak: {soak['minutes']:g} minutes at {soak['offered']:.3g} requests/s, {soak['sent']} requests, "
              f"{soak['accepted']} accepted, {soak['unavailable']} x 503, {soak['server_errors']} other server errors, "
-             f"{soak['without_answer']} without an answer. Memory: {memory['verdict']}"]  # fmt: skip
+             f"{soak['without_answer']} without an answer, {soak['texts_per_second']:.3g} texts/s{share}. "
+             f"Memory: {memory['verdict']}"]  # fmt: skip
     if "bytes_per_hour" in memory:
         slope = memory["bytes_per_hour"]
         lines[0] += (
