@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # More pip options, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small CPU build of torch
 PIP_ARGS ?=
+# Tests run in so many processes, which share the cores
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock $(PIP_ARGS)
 
@@ -24,7 +26,7 @@ demo: $(VENV)/.installed  ## install, then train a small model on a sample of Ch
 	$(BIN)/fenlei demo
 
 test: $(VENV)/.installed-test  ## install, then run all tests
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile
 
 soak: $(VENV)/.installed-test  ## the long tests
 	$(BIN)/python -m pytest -m soak --timeout 14400
