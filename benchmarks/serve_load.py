@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/serve_load.py --run runs/titles --json serve.json --markdown serve.md --svg charts/
     .venv/bin/python benchmarks/serve_load.py --fresh --levels --soak 60 --sigterm
 
-First, in turn on the same rows: `fenlei predict` (its scoring), the server with many requests in flight (its
-capacity), and the server with one request at a time, where nothing can be batched. Then requests come at multiples of
-the capacity, whether the server keeps up or not (open loop). Server and client share the machine, as the figures do.
+First, in turn on the same rows: `fenlei predict` (its scoring, which is taken for the capacity), the server with many
+requests in flight, and the server with one request at a time, where nothing can be batched. Then requests come at
+multiples of the capacity, whether the server keeps up or not (open loop). Server and client share the machine.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="qwen2.5-coder-0.5b", help="base model with --fresh: folder or spec")
     add("--data", type=Path, default=_HERE.parents[1] / "shared" / "data", help="folder with the data sets")
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--levels", type=float, nargs="*", default=[0.5, 1.0, 2.0, 10.0], help="multiples of the capacity; none: skip")
+    add(
+        "--levels", type=float, nargs="*", default=[0.5, 1.0, 2.0, 10.0], help="times predict's rate; none: skip"
+    )
     add("--seconds", type=float, default=60.0, help="how long requests come at each level")
     add("--rounds", type=int, default=5, help="rounds of the comparison; the first one is not counted")
     add("--round-rows", type=int, default=128, help="texts of a round; one request at a time gets an eighth of them")
-    add("--in-flight", type=int, default=64, help="open requests when the capacity is measured")
+    add("--in-flight", type=int, default=64, help="open requests when the server is measured against prediction")
     add("--texts-a-request", type=int, default=1)
-    add("--capacity", type=float, metavar="TEXTS/S", help="take this for the capacity, without measuring")
-    add("--soak", type=float, metavar="MINUTES", help="hold 1 x the capacity and say whether memory stays flat")
+    add("--capacity", type=float, metavar="TEXTS/S", help="take this for prediction's rate, without measuring")
+    add("--soak", type=float, metavar="MINUTES", help="hold 1 x prediction's rate and say whether memory stays flat")
     add("--sigterm", action="store_true", help=f"end a server with {_AT_THE_END} requests in flight; count the lost")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings", help="settings of both")
     add("--serve", default="", metavar="OPTIONS", help="more options of `fenlei serve`, in one string")
@@ -163,7 +165,8 @@ class _Bench:
         finally:
             child.close()
         self.result["rates"] = rates(rounds)
-        self.result["capacity"] = self.result["rates"]["serve"]
+        # what the machine can do with this model: against the server's own rate, a slow server would be asked little
+        self.result["capacity"] = self.result["rates"]["predict"]
 
     async def _closed(self, server: Server, texts: Sequence[str], in_flight: int) -> float:
         size = self.args.texts_a_request if in_flight > 1 else 1
@@ -193,7 +196,7 @@ class _Bench:
 
     def _level(self, server: Server, multiple: float) -> None:
         rate = multiple * self.result["capacity"] / self.args.texts_a_request
-        _say(f"{multiple:g} x the capacity: {rate:.3g} requests/s for {self.args.seconds:g} s")
+        _say(f"{multiple:g} x prediction's rate: {rate:.3g} requests/s for {self.args.seconds:g} s")
         levels = self.result.setdefault("levels", [])
         calm = _calm(levels) if multiple > 1 else None
         cpu = time.process_time()
@@ -340,7 +343,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
              highlight=[name for name in latency if name.endswith("p99")])  # fmt: skip
     if "soak" in result:
         sizes = [size / 1e6 for _, size in result["soak"]["samples"]]
-        lines(folder / "serve-memory.svg", {"resident": sizes}, title="Memory of the server at 1 x its capacity",
+        lines(folder / "serve-memory.svg", {"resident": sizes}, title="Memory of the server at the rate of prediction",
               x="seconds", y="MB")  # fmt: skip
 
 

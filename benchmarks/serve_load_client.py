@@ -129,7 +129,7 @@ class Client:
         return answers, self.now() - begin
 
     async def open(self, rate: float, seconds: float, calm: float | None = None) -> tuple[list[Answer], float | None]:
-        """Poisson arrivals of ``rate`` requests a second.
+        """Arrivals of a Poisson process, given that there are ``rate`` requests a second.
 
         Args:
             rate: requests a second.
@@ -140,12 +140,11 @@ class Client:
             The answers, and, with ``calm``, how long after the last arrival a new request first got an answer within
             three times that; None: none did while patience lasted.
         """
+        # given their number, the arrivals of a Poisson process are at times that are drawn one by one
+        times = sorted(self._random.uniform(0.0, seconds) for _ in range(round(rate * seconds)))
         begin = self.now()
-        due, tasks = begin, []
-        while True:
-            due += self._random.expovariate(rate)
-            if due - begin > seconds:
-                break
+        tasks = []
+        for due in (begin + at for at in times):
             if (wait := due - self.now()) > 0:
                 await asyncio.sleep(wait)
             tasks.append(asyncio.create_task(self.ask(due=due)))

@@ -77,6 +77,7 @@ def timed(call: Callable[[], object]) -> float:
     return time.monotonic() - begin
 
 
+@pytest.mark.usefixtures("patient")
 def test_everything_arrives_in_order(start: Start, tmp_path: Path) -> None:
     trackers = TrackerGroup([start("Keeps", settings={"hyperparameters": {"a.b": 1}})])
     trackers.log({"train/loss": 0.5, "train/n": 3, "train/np": np.float32(0.25), "train/text": "x"}, np.int64(1))
@@ -155,6 +156,7 @@ def test_a_tracker_that_crashes_is_a_line(
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_one_failing_entry_is_reported_once_and_the_rest_goes_on(start: Start, tmp_path: Path) -> None:
     trackers = TrackerGroup([start("RaisesAtLog")])
     for step in range(3):
@@ -165,6 +167,7 @@ def test_one_failing_entry_is_reported_once_and_the_rest_goes_on(start: Start, t
     assert trackers.where[1:] == ["RaisesAtLog: log: KeyboardInterrupt: stopped by the page"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_no_library_can_ask_for_a_login(start: Start, tmp_path: Path) -> None:
     process = start("AsksForLogin")
     trackers = TrackerGroup([process])
@@ -312,7 +315,7 @@ def test_start_tracking_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_no_trackers(tmp_path: Path, config: TrackingConfig) -> None:
     trackers = start_tracking(config, tmp_path, hyperparameters={}, run_name="n")
     trackers.log({"a": 1.0}, 1)
-    assert timed(trackers.finish) < 0.1
+    assert timed(trackers.finish) < 1.0
     assert trackers.where == []
     assert list(tmp_path.glob("tracking-*")) == []
 
