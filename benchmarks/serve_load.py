@@ -53,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="qwen2.5-coder-0.5b", help="base model with --fresh: folder or spec")
     add("--data", type=Path, default=_HERE.parents[1] / "shared" / "data", help="folder with the data sets")
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add(
-        "--levels", type=float, nargs="*", default=[0.5, 1.0, 2.0, 10.0], help="times predict's rate; none: skip"
-    )
+    add("--levels", type=float, nargs="*", default=[0.5, 1.0, 2.0, 10.0], help="times predict's rate; none: skip")
     add("--seconds", type=float, default=60.0, help="how long requests come at each level")
     add("--rounds", type=int, default=5, help="rounds of the comparison; the first one is not counted")
     add("--round-rows", type=int, default=128, help="texts of a round; one request at a time gets an eighth of them")
