@@ -14,6 +14,7 @@ from fenlei import TextClassifier
 from fenlei.data import Example
 from fenlei.errors import DataError, ModelError
 from fenlei.modeling.calibration import Calibration
+from fenlei.server import batcher as batcher_module
 from fenlei.server.batcher import Batcher, BatchLimits, Draining, QueueFull, QueueTimeout
 from fenlei.server.models import Models
 from fenlei.server.rate import Rate
@@ -360,6 +361,19 @@ class TestPasses:
             await asyncio.gather(*tasks)
 
         run(work, max_queue_s=None)
+
+    @pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (60.0, 0)])
+    def test_memory_is_given_back_now_and_then(self, monkeypatch, seconds, times):
+        trimmed = []
+        monkeypatch.setattr(batcher_module, "trim_memory", lambda: trimmed.append(1))
+        monkeypatch.setattr(batcher_module, "_TRIM_SECONDS", seconds)
+
+        async def work(batcher, models):
+            for _ in range(3):
+                await ask(batcher, models, "a")
+
+        run(work)
+        assert len(trimmed) == times
 
     def test_sizes_are_told(self):
         told = []

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fenlei.data.example import Example
 from fenlei.errors import DataError, FenleiError
+from fenlei.modeling.memory import trim_memory
 from fenlei.modeling.prediction import Prediction
 from fenlei.server.choices import abstaining, calibration_for, candidates_of
 from fenlei.server.encoding import EncodingThread
@@ -43,6 +44,7 @@ _CHARACTERS_A_TOKEN = 16
 # a pass that is not full waits for those who were answered just before: while they keep coming, at most seconds apart,
 # and for no more than a part of the time that their own pass took
 _RETURN_GAP, _RETURN_PART = 0.02, 0.1
+_TRIM_SECONDS = 60.0  # without it memory rises by a percent now and then, and stays there
 
 
 class Batcher:
@@ -70,6 +72,7 @@ class Batcher:
         self._running = False  # a turn on the scoring thread is due or in progress
         self._in_flight: Pass | None = None
         self._answered: tuple[int, float] | None = None  # texts and seconds of the pass that has just ended
+        self._trimmed = time.monotonic()
         self._draining = False
         self._counts = dict.fromkeys(("passes", "scored", "retried", "failed", "refused", "timed_out"), 0)
         self._open: set[Request] = set()  # from here on: the event loop's own
@@ -364,6 +367,9 @@ class Batcher:
             self._observe(len(work.rows))
         self._deliver(work, found.answers)
         self.soundness.note(failed < len(work.rows))
+        if time.monotonic() > self._trimmed + _TRIM_SECONDS:
+            trim_memory()
+            self._trimmed = time.monotonic()
 
     def _deliver(self, work: Pass, answers: Sequence[Prediction | FenleiError]) -> None:
         """Gives answers to their requests, and tells the event loop of those that are done."""
