@@ -107,6 +107,25 @@ def test_models(client):
     assert first["labels"] == list(NEWS)
     assert (first["threshold"], first["signal"], first["base_model"]) == (0.5, "max_probability", "tiny")
     assert client.get("/v1/models/news").json() == first
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [
+        ({"spec": "/home/me/models/qwen", "source": "folder"}, "qwen"),
+        ({"spec": "../secret/qwen.gguf", "source": "gguf"}, "qwen.gguf"),
+        ({"spec": "Qwen/Qwen2.5-0.5B-Instruct", "source": "hf"}, "Qwen/Qwen2.5-0.5B-Instruct"),
+        ({}, None),
+    ],
+)
+def test_where_a_base_model_lies_is_not_told(base, shown):
+    models = fake_models()
+    models.get("news").classifier.manifest["base_model"] = base
+    with opened(models) as client:
+        assert client.get("/v1/models/news").json()["base_model"] == shown
+
+
+def test_a_model_that_is_not_there(client):
     missing = client.get("/v1/models/nobody")
     assert (missing.status_code, said(missing)) == (404, "model_not_found")
 

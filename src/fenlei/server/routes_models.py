@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -57,5 +58,11 @@ def describe_model(served: Served) -> dict[str, Any]:
         "labels": list(classifier.labels.names),
         "threshold": classifier.calibration.threshold,
         "signal": classifier.calibration.signal,
-        "base_model": base.get("spec"),
+        "base_model": _shown_name(base),
     }
+
+
+def _shown_name(base: dict[str, Any]) -> str | None:
+    """What a base model is called; where it lies on this machine is nobody's business."""
+    spec = base.get("spec")
+    return Path(spec).name if spec and base.get("source") in ("folder", "gguf") else spec
