@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from anyio import fail_after
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -91,9 +90,8 @@ class CheckedRequest(Request):
             _check_headers(self)
             limits: Limits = self.app.state.service.settings.limits
             try:
-                with fail_after(limits.body_seconds):
-                    self._body = await _collect(self, limits.max_body_bytes)
-            except TimeoutError:
+                self._body = await asyncio.wait_for(_collect(self, limits.max_body_bytes), limits.body_seconds)
+            except asyncio.TimeoutError:
                 message = f"the body did not arrive within {limits.body_seconds:g} seconds"
                 raise ApiError(408, "body_timeout", message) from None
         return self._body

@@ -20,7 +20,6 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fenlei.server.cork import CorkedTransport
 from fenlei.server.errors import ApiError
 from fenlei.server.security import SECURITY_HEADERS
 from fenlei.server.service import Service
@@ -68,7 +67,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Finds a place for the connection; its first request has to come soon."""
-        super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(transport)
         crowded = self._are_more_than(_CROWDED) and not self._close_an_idle_one()
         if crowded and self._are_more_than(_FULL):
             self._refuse(self._too_many())

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from anyio import CancelScope
-
 from fenlei.data.example import Example
 from fenlei.errors import ConfigError, DataError, ModelError
 from fenlei.server.batcher import Batcher, BatchLimits, Draining, QueueFull, QueueTimeout
@@ -263,15 +261,16 @@ def _figures(outcome: Outcome) -> tuple[int, float, float]:
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """What ``work`` returns; it is cancelled when the client goes away."""
-    with CancelScope() as scope:
-        # the work itself gets no task of its own: that would be one more for each request
-        gone = asyncio.ensure_future(_disconnected(request))
-        gone.add_done_callback(lambda _: scope.cancel())
-        try:
-            return await work
-        finally:
-            gone.cancel()
-    raise ApiError(499, "client_closed", "the client went away")
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "client_closed", "the client went away")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:
