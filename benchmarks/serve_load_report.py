@@ -31,10 +31,10 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     """
     begin = min((a.due for a in answers), default=0.0)
     good = [a for a in answers if a.good]
-    # from one moment under load to another: as many are open at the beginning of the window as at its end. From the
-    # first arrival on, those still open at the end would be missing, a whole pass of the model
-    ends = [(a.ended - begin, a.texts) for a in good]
-    window = (1 - _LEAD_IN) * seconds
+    # from one moment under load to another: as many are open at the beginning as at the end. From the first arrival
+    # on, those still open at the end would be missing, a whole pass of the model
+    lead_in = _LEAD_IN * seconds
+    counted = sum(a.texts for a in good if lead_in < a.ended - begin <= seconds)
     late = [a.sent - a.due for a in answers]
     counts = collections.Counter(f"{a.status} {a.code}".strip() for a in answers)
     return {
@@ -43,7 +43,7 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "offered": len(answers) / seconds,
         "accepted": len(good),
         "statuses": dict(sorted(counts.items())),
-        "texts_per_second": sum(texts for end, texts in ends if seconds - window < end <= seconds) / window,
+        "texts_per_second": counted / (seconds - lead_in),
         "latency": quantiles([a.seconds for a in good]),
         "refusal_latency": quantiles([a.seconds for a in answers if a.status in (429, 503)]),
         "retry_after": quantiles([a.retry_after for a in answers if a.retry_after is not None]),

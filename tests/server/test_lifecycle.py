@@ -341,3 +341,15 @@ class TestOptions:
             for name, field in kind.model_fields.items():
                 if name != "limits":
                     assert (options[names.get(name, name)] or None) == (field.default or None), name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+@pytest.mark.parametrize(("wanted", "found"), [(150, 150), (50, 100), (10_000, 200)])
+def test_as_many_files_as_the_system_lets_it(wanted, found):
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200));"
+        f"from fenlei.server.run import allow_open_files; allow_open_files({wanted});"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(found), "200"]

@@ -315,7 +315,7 @@ def test_start_tracking_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_no_trackers(tmp_path: Path, config: TrackingConfig) -> None:
     trackers = start_tracking(config, tmp_path, hyperparameters={}, run_name="n")
     trackers.log({"a": 1.0}, 1)
-    assert timed(trackers.finish) < 1.0
+    assert timed(trackers.finish) < 0.1
     assert trackers.where == []
     assert list(tmp_path.glob("tracking-*")) == []
 

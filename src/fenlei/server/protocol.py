@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import select
 from http import HTTPStatus
 from typing import Any
 
@@ -23,18 +24,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fenlei.server.errors import ApiError
 from fenlei.server.security import SECURITY_HEADERS
 from fenlei.server.service import Service
+from fenlei.server.settings import Limits
 
 # the rest of a body that was refused is read and dropped for so long: a client that is cut off at once
 # would lose the answer that says why
 _LINGER_SECONDS = 2.0
-# open connections for each that may ask: above the first number they have less time, above the second none
-_CROWDED, _FULL = 2, 3
-_CROWDED_HEAD_SECONDS, _CROWDED_LINGER_SECONDS = 2.0, 0.2
+# open connections for each that may ask
+_FULL = 8
+# with as many open, one makes room for a new one that has been refused, idle or silent from the beginning for so long.
+# A client that has just connected, or just been answered, may be about to ask: a busy one is seconds late
+_SPARE_REFUSED_SECONDS, _SPARE_IDLE_SECONDS, _SPARE_SILENT_SECONDS = 0.2, 1.0, 2.0
 _RETRY_AFTER = 1.0
-# a client that has just been answered may be about to ask the next thing
-_IDLE_SECONDS = 1.0
 _PROBE = re.compile(rb"(GET|HEAD) /(health/live|health/ready|metrics)(\?[^ ]*)? HTTP/1\.[01]\r?\n")
 _LONGEST_PROBE = 200
+
+
+def most_open(limits: Limits) -> int:
+    """Connections that may be open before a new one needs another one's room."""
+    return _FULL * limits.max_connections
 
 
 def protocol_for(service: Service) -> type[LimitedProtocol]:
@@ -58,7 +65,8 @@ class LimitedProtocol(H11Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._refused = False
         self._unsure: bytes | None = None  # without a place: what it has sent, as long as that says too little
-        self._idle_since: float | None = None
+        self._idles = False
+        self._spare_from: float | None = None  # the time from which it may be closed for another one
 
     @property
     def unsent(self) -> bool:
@@ -68,12 +76,11 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Finds a place for the connection; its first request has to come soon."""
         super().connection_made(transport)
-        crowded = self._are_more_than(_CROWDED) and not self._close_an_idle_one()
-        if crowded and self._are_more_than(_FULL):
+        if self._is_full() and not self._close_a_spare_one():
             self._refuse(self._too_many())
             return
-        longest = self._limits.head_seconds
-        self._arm("head", min(longest, _CROWDED_HEAD_SECONDS) if crowded else longest)
+        self._arm("head", self._limits.head_seconds)
+        self._spare_from = self.loop.time() + _SPARE_SILENT_SECONDS
         self._take_place()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -87,8 +94,9 @@ class LimitedProtocol(H11Protocol):
         """Bytes of a request."""
         if self._refused or self.transport.is_closing():
             return
-        if self._idle_since is not None:
-            self._idle_since = None
+        self._spare_from = None
+        if self._idles:
+            self._idles = False
             self._take_place()
         if self._unsure is not None:
             data = self._unsure = self._unsure + data
@@ -124,6 +132,13 @@ class LimitedProtocol(H11Protocol):
             else:
                 self._idle()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """It has idled for long enough."""
+        if self._is_readable():  # the next request came just now
+            self.timeout_keep_alive_task = self.loop.call_later(0, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
     def pause_writing(self) -> None:
         """The client does not take what it is sent."""
         super().pause_writing()
@@ -150,20 +165,32 @@ class LimitedProtocol(H11Protocol):
 
     def _idle(self) -> None:
         self.places.discard(self)
-        self._idle_since = self.loop.time()
+        self._idles = True
+        self._spare_from = self.loop.time() + _SPARE_IDLE_SECONDS
 
-    def _are_more_than(self, times: int) -> bool:
-        return len(self.connections) > times * self._limits.max_connections
+    def _is_full(self) -> bool:
+        return len(self.connections) > most_open(self._limits)
 
-    def _close_an_idle_one(self) -> bool:
-        latest = self.loop.time() - _IDLE_SECONDS
-        idle = [(c._idle_since, c) for c in self.connections if isinstance(c, LimitedProtocol) and c._idle_since]
-        longest = min(idle, key=lambda entry: entry[0], default=None)
-        if longest is None or longest[0] > latest:
+    def _close_a_spare_one(self) -> bool:
+        now = self.loop.time()
+        spare = [(c._spare_from, c) for c in self.connections if isinstance(c, LimitedProtocol) and c._spare_from]
+        for since, connection in sorted(spare, key=lambda entry: entry[0]):
+            if since > now:
+                break
+            if not connection._is_readable():
+                connection._spare_from = None
+                connection.transport.close()
+                return True
+        return False
+
+    def _is_readable(self) -> bool:
+        """Whether something has come that was not read yet: a busy loop is late, and the client is not to blame."""
+        found = self.transport.get_extra_info("socket")
+        if found is None or found.fileno() < 0 or not hasattr(select, "poll"):
             return False
-        longest[1]._idle_since = None
-        longest[1].timeout_keep_alive_handler()
-        return True
+        look = select.poll()  # not select(): it takes no file above 1,023
+        look.register(found.fileno(), select.POLLIN)
+        return bool(look.poll(0))
 
     def _may_ask(self, begun: bytes) -> bool:
         """Whether a request may go on that begins like this, on a connection too many; if it may not, it is told."""
@@ -191,8 +218,10 @@ class LimitedProtocol(H11Protocol):
             timer.cancel()
 
     def _head_is_late(self) -> None:
-        if self.conn.trailing_data[0]:
+        if self._unsure or self.conn.trailing_data[0]:
             self._refuse(ApiError(408, "head_timeout", "the request's head did not arrive in time"))
+        elif self._is_readable():
+            self._arm("head", 0)
         else:
             self.transport.close()
 
@@ -200,15 +229,17 @@ class LimitedProtocol(H11Protocol):
         self.service.metrics.rejected.labels(error.code).inc()
         self._refused = True
         self.places.discard(self)
+        self._disarm("head")
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.close()  # an answer that has begun cannot become another one
             return
         self.transport.write(plain_answer(error))
-        if self._are_more_than(_FULL) or not self.transport.can_write_eof():
+        if self._is_full() or not self.transport.can_write_eof():
             self.transport.close()
         else:
             self.transport.write_eof()
-            self._arm("linger", _CROWDED_LINGER_SECONDS if self._are_more_than(_CROWDED) else _LINGER_SECONDS)
+            self._arm("linger", _LINGER_SECONDS)
+            self._spare_from = self.loop.time() + _SPARE_REFUSED_SECONDS
 
 
 def plain_answer(error: ApiError) -> bytes:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from fenlei.server.app import create_app
 from fenlei.server.batcher import BatchLimits
 from fenlei.server.logs import note_loop_error, set_up_logging
 from fenlei.server.models import Models
-from fenlei.server.protocol import LimitedProtocol, protocol_for
+from fenlei.server.protocol import LimitedProtocol, most_open, protocol_for
 from fenlei.server.service import Service
 from fenlei.server.settings import ServeSettings
 
@@ -31,6 +31,8 @@ _log = logging.getLogger("fenlei.server")
 # of the time to drain, and not more than a quarter of it: for telling those who get no answer any more
 _CLOSING_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
+# open files beside the connections: weights, pages, logs
+_OTHER_FILES = 256
 Runs = Sequence[tuple[str | None, Path]]
 
 
@@ -64,6 +66,7 @@ def serve(
     service: Service = app.state.service
     listener = _listen(settings)
     set_up_logging()
+    allow_open_files(most_open(settings.limits) + _OTHER_FILES)
     config = uvicorn.Config(
         app,
         http=protocol_for(service),
@@ -89,6 +92,23 @@ def serve(
     # the loop is left as it is: waiting for its threads could take longer than there is time
     loop.run_until_complete(server.serve(sockets=[listener]))
     return server.end()
+
+
+def allow_open_files(wanted: int) -> None:
+    """Raises this process's own limit of open files to ``wanted``, or as far as the system lets it.
+
+    Shells often allow 1,024, and a server that reaches it can neither take a connection to say that it is busy nor
+    load a classifier.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):  # a sandbox may forbid it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Server(uvicorn.Server):

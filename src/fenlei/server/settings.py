@@ -30,7 +30,7 @@ class Limits(Part):
     max_json_depth: int = Field(default=32, ge=4, le=200)
     """Deepest nesting of a request body."""
     max_connections: int = Field(default=256, ge=1)
-    """Most connections that ask something at one time; further ones get 503. Three times as many may be open."""
+    """Most connections that ask something at one time; further ones get 503. Eight times as many may be open."""
     idle_seconds: float = Field(default=75.0, gt=0)
     """Time that a connection stays open without a request: longer than clients and proxies keep theirs, so that it is
     they who close it. A server that closes it while a request is on its way leaves that request without an answer."""

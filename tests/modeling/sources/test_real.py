@@ -28,12 +28,11 @@ def folder(tmp_path_factory):
 _LOAD = """
 import sys, torch, time
 from transformers import AutoModelForCausalLM, AutoTokenizer
-for _ in range(3):  # the first time imports the model's classes, too, and a busy machine is slow now and then
-    start = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
-    print(time.monotonic() - start, end=" ")
-print()
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # importing is not loading
+start = time.monotonic()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+print(time.monotonic() - start)
 chat = [{"role": "user", "content": "What is the capital of France?"}]
 text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
@@ -46,7 +45,7 @@ print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:]))
 def test_it_answers_and_loads_in_less_than_five_seconds(folder):
     done = subprocess.run([sys.executable, "-c", _LOAD, str(folder)], capture_output=True, text=True, check=True)
     seconds, answer = done.stdout.split("\n", 1)
-    assert min(map(float, seconds.split())) < 5
+    assert float(seconds) < 5
     assert answer.strip() == "The capital of France is Paris.<|im_end|>"
 
 
