@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=60.0, help="how long requests come at each level")
     add("--rounds", type=int, default=5, help="rounds of the comparison; the first one is not counted")
     add("--round-rows", type=int, default=128, help="texts of a round; one request at a time gets an eighth of them")
+    add("--round-seconds", type=float, default=30.0, help="how long requests come at prediction's rate in a round")
     add("--in-flight", type=int, default=64, help="open requests when the server is measured against prediction")
     add("--texts-a-request", type=int, default=1)
     add("--capacity", type=float, metavar="TEXTS/S", help="take this for prediction's rate, without measuring")
@@ -140,7 +141,7 @@ class _Bench:
         return Client(server.url, self.texts, seed=self.args.seed, patience=self.args.patience, **how)
 
     def _compare(self, server: Server) -> None:
-        """Rows a second of prediction, of the server with many requests, and of the server with one at a time."""
+        """Texts a second of prediction and of the server, in turns: many requests, one, and arrivals at that rate."""
         args, count = self.args, self.args.round_rows
         portions = [[self.texts[(r * count + i) % len(self.texts)] for i in range(count)] for r in range(args.rounds)]
         child = self._predictor(portions)
@@ -148,12 +149,14 @@ class _Bench:
         try:
             child.hear()
             for number, portion in enumerate(portions):
-                order = ["serve", "predict", "one"]
+                order = ["serve", "predict", "one", "open"]
                 found: dict[str, float] = {}
-                for name in order[number % 3 :] + order[: number % 3]:  # none is always after the same one
+                for name in order[number % 4 :] + order[: number % 4]:  # none is always after the same one
                     if name == "predict":
                         child.say("step")
-                        found[name] = count / child.hear()["seconds"]
+                        found[name] = rate = count / child.hear()["seconds"]
+                    elif name == "open":
+                        found[name] = asyncio.run(self._offered(server, rate))
                     else:
                         few = portion if name == "serve" else portion[::_FEWER]
                         found[name] = asyncio.run(self._closed(server, few, args.in_flight if name == "serve" else 1))
@@ -175,6 +178,11 @@ class _Bench:
         if bad:
             raise SystemExit(f"{len(bad)} requests were not answered: {bad[0]}")
         return sum(a.texts for a in answers if a.good) / seconds
+
+    async def _offered(self, server: Server, rate: float) -> float:
+        seconds = self.args.round_seconds
+        answers, _ = await self._open(server, rate / self.args.texts_a_request, seconds)
+        return float(summarize(answers, seconds)["texts_per_second"])
 
     def _predictor(self, portions: Sequence[Sequence[str]]) -> Child:
         file = self.folder / "rows.json"

@@ -31,10 +31,6 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     """
     begin = min((a.due for a in answers), default=0.0)
     good = [a for a in answers if a.good]
-    # from one moment under load to another: as many are open at the beginning as at the end. From the first arrival
-    # on, those still open at the end would be missing, a whole pass of the model
-    lead_in = _LEAD_IN * seconds
-    counted = sum(a.texts for a in good if lead_in < a.ended - begin <= seconds)
     late = [a.sent - a.due for a in answers]
     counts = collections.Counter(f"{a.status} {a.code}".strip() for a in answers)
     return {
@@ -43,7 +39,7 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "offered": len(answers) / seconds,
         "accepted": len(good),
         "statuses": dict(sorted(counts.items())),
-        "texts_per_second": counted / (seconds - lead_in),
+        "texts_per_second": _throughput([(a.ended - begin, a.texts) for a in good], seconds),
         "latency": quantiles([a.seconds for a in good]),
         "refusal_latency": quantiles([a.seconds for a in answers if a.status in (429, 503)]),
         "retry_after": quantiles([a.retry_after for a in answers if a.retry_after is not None]),
@@ -52,6 +48,27 @@ def summarize(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "server_errors": sum(a.status >= 500 and a.status != 503 for a in answers),
         "without_answer": sum(a.status == 0 for a in answers),
     }
+
+
+def _throughput(ends: Sequence[tuple[float, int]], seconds: float) -> float:
+    """Texts a second, from one answer under load to another.
+
+    From the first arrival on, those still open at the end would be missing, a whole pass of the model. And many are
+    answered at once: a window that begins and ends at any moment holds one pass more or less, of four or six in all.
+
+    Args:
+        ends: (when it was answered, in seconds after the first arrival; its texts) each.
+        seconds: how long requests came.
+    """
+    times = sorted(end for end, _ in ends if end <= seconds)
+    if not times:
+        return 0.0
+    lead_in = _LEAD_IN * seconds
+    first = max((end for end in times if end <= lead_in), default=lead_in)
+    # a server that stops answering is not to look as if the time had ended there
+    longest = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    last = times[-1] if seconds - times[-1] <= 2 * longest else seconds
+    return sum(texts for end, texts in ends if first < end <= last) / (last - first) if last > first else 0.0
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -117,7 +134,8 @@ def rates(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Medians of what was measured in turn, and of the ratios within each round."""
     names = rounds[0].keys()
     found: dict[str, Any] = {name: statistics.median(r[name] for r in rounds) for name in names}
-    found["serve_of_predict"] = statistics.median(r["serve"] / r["predict"] for r in rounds)
+    for name in ("serve", "open"):
+        found[f"{name}_of_predict"] = statistics.median(r[name] / r["predict"] for r in rounds)
     found["serve_of_one"] = statistics.median(r["serve"] / r["one"] for r in rounds)
     return found
 
@@ -140,10 +158,16 @@ def _rates(result: dict[str, Any]) -> list[str]:
         f"| `fenlei predict`, the same rows | {found['predict']:.3g} | 1.00 |",
         f"| `fenlei serve`, {result['in_flight']} requests of {_texts(result)} in flight | {found['serve']:.3g} "
         f"| {found['serve_of_predict']:.2f} |",
+        f"| `fenlei serve`, open loop at 1 x | {found['open']:.3g} | {found['open_of_predict']:.2f} |",
         f"| `fenlei serve`, one request in flight | {found['one']:.3g} "
         f"| {found['serve_of_predict'] / found['serve_of_one']:.2f} |",
         "",
-        f"Medians of {count} rounds, in which the three take turns; ratios within a round. Batching makes "
+        f"Medians of {count} rounds, in which these take turns; ratios within a round ("
+        + "; ".join(
+            f"{words} " + ", ".join(f"{r[name] / r['predict']:.2f}" for r in result["rounds"])
+            for name, words in (("serve", "in flight"), ("open", "open loop"))
+        )
+        + "). Batching makes "
         f"{found['serve_of_one']:.1f} times as much of the model as one request at a time.",
         "",
     ]
@@ -169,9 +193,9 @@ def _levels(result: dict[str, Any]) -> list[str]:
     late = max((level["client_late"]["p99"] for level in result["levels"] if level["client_late"]), default=0.0)
     lines += [
         "",
-        f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; texts/s are those answered in the last "
-        f"two thirds of that time; latency of accepted requests, from the moment at which they were due. The client "
-        f"itself was at most {late:.3f} s late (p99).",
+        f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; texts/s are those of the last two thirds "
+        f"of that time, and their share is that of the rounds' median; latency of accepted requests, from the moment at "
+        f"which they were due. The client itself was at most {late:.3f} s late (p99).",
         f"- Server errors other than 503: {sum(level['server_errors'] for level in result['levels'])}; without an "
         f"answer: {sum(level['without_answer'] for level in result['levels'])}.",
     ]
