@@ -194,8 +194,8 @@ def _levels(result: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"- Poisson arrivals for {result['levels'][0]['seconds']:g} s a load; texts/s are those of the last two thirds "
-        f"of that time, and their share is that of the rounds' median; latency of accepted requests, from the moment at "
-        f"which they were due. The client itself was at most {late:.3f} s late (p99).",
+        f"of that time, and their share is that of the rounds' median; latency of accepted requests, from the moment "
+        f"at which they were due. The client itself was at most {late:.3f} s late (p99).",
         f"- Server errors other than 503: {sum(level['server_errors'] for level in result['levels'])}; without an "
         f"answer: {sum(level['without_answer'] for level in result['levels'])}.",
     ]
