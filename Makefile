@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing torch and the rest into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch==2.13.0
-	$(PIP) -e .
+	$(PIP) -e '.[check,serve]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

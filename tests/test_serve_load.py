@@ -339,21 +339,7 @@ def options(tmp_path, tiny_folder, rows):
 
 def test_the_whole_benchmark(tmp_path, options):
     # the tiny model's rate is three times and more of what the server reaches, one text a request
-    options += [
-        "--rounds",
-        "2",
-        "--round-rows",
-        "16",
-        "--round-seconds",
-        "1",
-        "--in-flight",
-        "8",
-        "--levels",
-        "0.5",
-        "1",
-        "--seconds",
-        "3",
-    ]
+    options += "--rounds 2 --round-rows 16 --round-seconds 1 --in-flight 8 --levels 0.5 1 --seconds 3".split()
     options += ["--sigterm"]
     options += ["--soak", "0.05", "--json", str(tmp_path / "a.json"), "--svg", str(tmp_path / "charts")]
     result = serve_load.main([*options, "--markdown", str(tmp_path / "a.md")])

@@ -44,6 +44,12 @@ def ask(connection: socket.socket) -> None:
     read_answers(connection, 1)
 
 
+def ask_in_vain(connection: socket.socket) -> None:
+    """It has room, but no place."""
+    connection.sendall(WHOLE)
+    assert code_of(receive(connection)) == (503, "too_many_connections")
+
+
 def test_one_less_cuts_nobody_off(server):
     """Negative control: as long as there is room, nobody is closed, however long it has idled."""
     with opened(server, ALL - 1, asked=True) as idle:
@@ -69,8 +75,7 @@ def test_silent_ones_that_are_not_needed_stay(server):
     with opened(server, ALL - 1, asked=False) as silent:
         time.sleep(2.2)
         with server.connect() as connection:
-            connection.sendall(WHOLE)
-            assert code_of(receive(connection)) == (503, "too_many_connections")
+            ask_in_vain(connection)
         for one in silent[:PLACES]:
             ask(one)
 
@@ -91,8 +96,7 @@ def test_nobody_makes_room_at_once(server):
     with opened(server, ALL, asked=False) as silent:
         with server.connect() as connection:
             assert code_of(receive(connection)) == (503, "too_many_connections")
-        silent[-1].sendall(WHOLE)
-        assert code_of(receive(silent[-1])) == (503, "too_many_connections")
+        ask_in_vain(silent[-1])
 
 
 def test_one_that_was_refused_makes_room_first(server):
@@ -100,7 +104,6 @@ def test_one_that_was_refused_makes_room_first(server):
         silent[-1].sendall(WHOLE)  # refused, and it does not close
         time.sleep(0.4)
         with server.connect() as connection:
-            connection.sendall(WHOLE)
-            assert code_of(receive(connection)) == (503, "too_many_connections")
+            ask_in_vain(connection)
         for one in silent[:PLACES]:
             ask(one)

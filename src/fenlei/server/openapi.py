@@ -66,6 +66,9 @@ def _add_limits(schema: dict[str, Any], settings: ServeSettings) -> None:
     asked["text"]["maxLength"] = limits.max_text_chars
     asked["texts"]["maxItems"] = limits.max_texts
     asked["texts"]["items"]["maxLength"] = limits.max_text_chars
+    parts["ChatRequest"]["properties"]["messages"]["description"] += (
+        f" That one may have {limits.max_text_chars} characters at most."
+    )
     for way in parts["CompletionRequest"]["properties"]["prompt"]["anyOf"]:
         if way["type"] == "array":
             way["maxItems"] = limits.max_texts

@@ -173,10 +173,9 @@ class LimitedProtocol(H11Protocol):
 
     def _close_a_spare_one(self) -> bool:
         now = self.loop.time()
-        spare = [(c._spare_from, c) for c in self.connections if isinstance(c, LimitedProtocol) and c._spare_from]
-        for since, connection in sorted(spare, key=lambda entry: entry[0]):
-            if since > now:
-                break
+        open_ = [(c._spare_from, c) for c in self.connections if isinstance(c, LimitedProtocol) and c._spare_from]
+        spare = [entry for entry in open_ if entry[0] <= now]
+        for _, connection in sorted(spare, key=lambda entry: entry[0]):
             if not connection._is_readable():
                 connection._spare_from = None
                 connection.transport.close()
@@ -185,11 +184,10 @@ class LimitedProtocol(H11Protocol):
 
     def _is_readable(self) -> bool:
         """Whether something has come that was not read yet: a busy loop is late, and the client is not to blame."""
-        found = self.transport.get_extra_info("socket")
-        if found is None or found.fileno() < 0 or not hasattr(select, "poll"):
+        if not self.transport.is_reading() or not hasattr(select, "poll"):  # Windows has none
             return False
         look = select.poll()  # not select(): it takes no file above 1,023
-        look.register(found.fileno(), select.POLLIN)
+        look.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(look.poll(0))
 
     def _may_ask(self, begun: bytes) -> bool:
