@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, default=_REPOSITORY.parent / "shared" / "data", help="folder with the data sets")
     add("--preset", default="zh", help="prompt preset that the rows are rendered with")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--dtype", choices=["bfloat16", "float32"], default="bfloat16",
+        help="number format of the weights; take float32 on a processor that has no bfloat16 products")  # fmt: skip
     add("--variants", nargs="+", metavar="PATTERN", default=["*"], help=f"of {', '.join(variants())}")
     add("--repeats", type=int, default=5, help="measured steps of each variant")
     add("--warmup", type=int, default=1, help="steps before them")
@@ -94,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _say(args, texts)
         if args.curves:
             workload = _workload(args, args.curves_workload, model, args.curves)
-            make = Jobs(model, workload, setting.folder, args.curves, args.batch_size, args.device, args.seed)
+            make = Jobs(
+                model, workload, setting.folder, args.curves, args.batch_size, args.device, args.dtype, args.seed
+            )
             result["curves"] = curves.compare(make, setting)
             texts.append(curves.markdown(result["curves"]))
             _say(args, texts)
@@ -109,7 +113,7 @@ def _measure(
 ) -> dict[str, Any]:
     steps = args.warmup + args.repeats
     workload = _workload(args, name, model, steps)
-    make = Jobs(model, workload, setting.folder, steps, args.batch_size, args.device, args.seed)
+    make = Jobs(model, workload, setting.folder, steps, args.batch_size, args.device, args.dtype, args.seed)
     lengths = [len(row.input_ids) for row in workload.rows]
     batches = [lengths[i : i + args.batch_size] for i in range(0, len(lengths), args.batch_size)]
     tokens = [sum(batch) for batch in batches[args.warmup :]]
@@ -139,6 +143,7 @@ def _measure(
         "rows_per_step": args.batch_size,
         "repeats": args.repeats,
         "alone": args.alone,
+        "dtype": args.dtype,
         "tokens_per_step": tokens,
         "body_parameters": model.body_parameters,
         "trl_tried": tried,

@@ -165,16 +165,16 @@ def adapter_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-def run_matrix(job: Job, talk: Talk) -> None:
-    """The rate of plain bfloat16 matrix products of the model's own shapes: what a step could reach at most."""
+def run_matrix(job: Job, talk: Talk, dtype: str = "bfloat16") -> None:
+    """The rate of plain matrix products of the model's own shapes: what a step could reach at most."""
     import torch
 
-    clock = Clock(talk, job.device)
+    clock, kind = Clock(talk, job.device), getattr(torch, dtype)
     tokens = job.settings.get("tokens") or _MATRIX_TOKENS[job.device]
     pairs = {}
     for inside, outside in dict.fromkeys(map(tuple, job.model.products.values())):
-        x = torch.randn(tokens, inside).to(job.device, torch.bfloat16)
-        weight = torch.randn(outside, inside).to(job.device, torch.bfloat16)
+        x = torch.randn(tokens, inside).to(job.device, kind)
+        weight = torch.randn(outside, inside).to(job.device, kind)
         pairs[f"{tokens}x{inside} @ {inside}x{outside}"] = (x, weight)
     name = torch.cuda.get_device_name() if job.device == "cuda" else ""
     talk.send(event="ready", device_name=name, threads=torch.get_num_threads(), **versions(), **clock.memory())
@@ -214,7 +214,7 @@ def main() -> None:
     talk = StdioTalk()
     job = Job.read(Path(sys.argv[1]))
     if job.method == "matrix":
-        run_matrix(job, talk)
+        run_matrix(job, talk, job.dtype)
     else:
         run_trainer(job, talk)
 

@@ -120,6 +120,7 @@ class Job:
         folder: a folder of its own for what the trainer wants to write.
         batch_size: rows an optimizer step.
         device: `cpu` or `cuda`.
+        dtype: number format of the weights, `bfloat16` or `float32`.
         pad_id: token that pads rows.
         seed: seed of the adapter's start and of dropout.
         settings: what only this method knows.
@@ -133,6 +134,7 @@ class Job:
     folder: str
     batch_size: int = 16
     device: str = "cpu"
+    dtype: str = "bfloat16"
     pad_id: int = 0
     seed: int = 42
     settings: dict[str, Any] = field(default_factory=dict)

@@ -30,18 +30,18 @@ def build(job: Job, pace: Any) -> Any:
     return {"tutorial": _tutorial, "trl": _trl, "fenlei": _fenlei}[job.method](job, pace)
 
 
-def load_base(source: ModelSource, device: str) -> Any:
-    """The base model in bfloat16, as transformers gives it."""
+def load_base(source: ModelSource, device: str, dtype: str) -> Any:
+    """The base model, as transformers gives it."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     if source.folder is not None:
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.bfloat16, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=getattr(torch, dtype), local_files_only=True)
         return model.to(device)
     config = Qwen2Config(**source.numbers, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)  # the same weights in every process
     with torch.device(device):  # straight onto the GPU: 7 B parameters are filled there in seconds
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def _quantize(model: Any, kind: str) -> None:
@@ -134,7 +134,7 @@ def _tutorial(job: Job, pace: Any) -> Any:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     checkpointing = job.settings.get("checkpointing", True)
-    model = load_base(job.model, job.device)
+    model = load_base(job.model, job.device, job.dtype)
     if checkpointing:
         model.enable_input_require_grads()
     import torch
@@ -162,12 +162,12 @@ def _trl(job: Job, pace: Any) -> Any:
     settings = job.settings
     rows = [{key: row[key] for key in ("input_ids", "labels")} for row in _columns(job.rows())]
     return SFTTrainer(
-        model=load_base(job.model, job.device),
+        model=load_base(job.model, job.device, job.dtype),
         args=SFTConfig(
             **_arguments(job, min(settings["micro_batch"], job.batch_size)),
             learning_rate=settings.get("learning_rate", 1e-4),
             gradient_checkpointing=False,
-            bf16=settings.get("autocast", True),
+            bf16=job.dtype == "bfloat16" and settings.get("autocast", True),
             padding_free=settings.get("padding_free", False),
             max_length=None,  # the rows are cut already
         ),
@@ -193,14 +193,14 @@ def _fenlei(job: Job, pace: Any) -> Any:
     from fenlei.training.trainer import ClassifierTrainer, training_arguments
 
     config = RunConfig.build(
-        {"model": {"device": job.device, "dtype": "bfloat16"}, "train": {"batch_size": job.batch_size}}
+        {"model": {"device": job.device, "dtype": job.dtype}, "train": {"batch_size": job.batch_size}}
     )
     config = config.with_values(job.settings.get("config", {}))
     config = config.with_values({"train": {"max_steps": job.steps, "logging_steps": 1, "seed": job.seed}})
     if job.model.folder is not None:
         base = load_model(job.model.folder, config.model)
     else:
-        base = load_base(job.model, job.device).requires_grad_(False).eval()
+        base = load_base(job.model, job.device, job.dtype).requires_grad_(False).eval()
         if config.model.quantization != "none":
             _quantize(base, config.model.quantization)
         base.config.use_cache = False

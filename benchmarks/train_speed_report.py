@@ -157,9 +157,8 @@ def _notes(workload: dict[str, Any]) -> list[str]:
     matrix, notes = workload["matrix"], []
     if matrix:
         best = max(matrix["shapes"], key=lambda name: matrix["shapes"][name])
-        notes.append(
-            f"- Matrix rate measured between the steps: {matrix['best'] / 1e9:,.0f} GFLOP/s ({best}, bfloat16)."
-        )
+        rate, dtype = matrix["best"] / 1e9, workload.get("dtype", "bfloat16")
+        notes.append(f"- Matrix rate measured between the steps: {rate:,.0f} GFLOP/s ({best}, {dtype}).")
     notes.append(
         f"- {workload['rows_per_step']} rows an optimizer step, {workload['repeats']} steps measured, "
         + ("each variant alone" if workload["alone"] else "all variants in turn")

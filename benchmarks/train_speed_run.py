@@ -181,7 +181,8 @@ def memory_need(job: Job, longest: int, ours: float = 0.0) -> tuple[float, float
         ours: what this package's trainer was seen to take; its switches move that by less than the margin here.
     """
     n = job.model.numbers
-    rest = _FRAMEWORK[job.device] + (0 if job.method == "matrix" else 1.15 * job.model.bytes)
+    weights = job.model.bytes * (2 if job.dtype == "float32" else 1)
+    rest = _FRAMEWORK[job.device] + (0 if job.method == "matrix" else 1.15 * weights)
     if job.method == "matrix":
         return rest, rest + 1e9
     if job.method == "fenlei" and ours:

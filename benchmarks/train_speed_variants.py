@@ -53,6 +53,7 @@ class Jobs:
         steps: optimizer steps, the warm-up included.
         batch_size: rows a step.
         device: `cpu` or `cuda`.
+        dtype: number format of the weights.
         seed: of the adapter's start.
     """
 
@@ -62,6 +63,7 @@ class Jobs:
     steps: int
     batch_size: int
     device: str
+    dtype: str
     seed: int
 
     @property
@@ -85,6 +87,7 @@ class Jobs:
             folder=str(self.folder / "trainer"),
             batch_size=self.batch_size,
             device=self.device,
+            dtype=self.dtype,
             pad_id=self.workload.pad_id,
             seed=self.seed if seed is None else seed,
             settings=settings,

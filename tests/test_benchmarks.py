@@ -28,11 +28,13 @@ from train_speed_variants import pin, speed_changes, variants  # noqa: E402
 TINY = ModelSource.of_shape("tiny")
 
 
-def make_job(name, method, tmp_path, rows=None, steps=2, **settings):
+def make_job(name, method, tmp_path, rows=None, steps=2, dtype="bfloat16", **settings):
     rows = rows or synthetic(40, steps * 4, TINY.numbers["vocab_size"]).rows
     file = tmp_path / f"{name}.json"
     write_rows(rows, file)
-    return Job(name, method, TINY, str(file), steps, str(tmp_path / "out"), batch_size=4, settings=settings)
+    return Job(
+        name, method, TINY, str(file), steps, str(tmp_path / "out"), batch_size=4, dtype=dtype, settings=settings
+    )
 
 
 class Script:
@@ -60,6 +62,7 @@ def run(job, steps=2):
 
 # in this process the allocator must stay as it is for the tests that follow
 OURS = {"config": {"speed": {"allocator": False}, "lora": {"alpha": 32}, "train": {"learning_rate": 1e-3}}}
+LINEAR = {"scheduler": "linear", "warmup_fraction": 0.0, "weight_decay": 0.0, "learning_rate": 1e-3}
 THEIRS = {"checkpointing": True, "dropout": 0.0, "learning_rate": 1e-3}
 
 
@@ -72,6 +75,14 @@ class TestSameWork:
         assert len(losses) == len(ours_losses) == len(steps) == len(ours_steps) == 2
         assert ours_losses == pytest.approx(losses, rel=0.01)
         assert all(0 < m["seconds"] < 60 and 1e8 < m["peak"] < 64e9 for m in [*steps, *ours_steps])
+
+    def test_in_float32_the_losses_are_the_same_but_for_rounding(self, tmp_path):
+        same = {"config": {**OURS["config"], "train": LINEAR}}
+        _, _, losses = run(make_job("tutorial", "tutorial", tmp_path, dtype="float32", **THEIRS))
+        _, _, ours = run(make_job("fenlei", "fenlei", tmp_path, dtype="float32", **same))
+        _, _, rounded = run(make_job("rounded", "fenlei", tmp_path, **same))
+        assert ours == pytest.approx(losses, rel=1e-5)
+        assert rounded != pytest.approx(losses, rel=1e-5), "the number format reaches the trainer"
 
     def test_other_rows_would_be_noticed(self, tmp_path):
         rows = synthetic(40, 8, TINY.numbers["vocab_size"]).rows
@@ -148,7 +159,7 @@ class TestFigures:
     def test_body_parameters_are_those_of_the_model(self):
         from train_speed_recipes import load_base
 
-        body = load_base(TINY, "cpu").model.layers
+        body = load_base(TINY, "cpu", "float32").model.layers
         assert TINY.body_parameters == sum(p.numel() for p in body.parameters() if p.dim() == 2 and p.shape[0] > 1)
 
 
