@@ -9,6 +9,7 @@ A data set is a folder with train.jsonl and test.jsonl; without --data it is the
 all settings. The dev set is split from the training rows by the run's own seed. A learning rate is chosen by dev
 macro-F1; the test figures are only reported. rows/s counts all of training, dev scores and checkpoints included.
 runs.json grows with every run; started again, runs that are in it are skipped, so a list of settings may be widened.
+It may go on on another machine; speed and memory are shown where all runs of a line had the same one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ FIGURES = (
     "rows_per_second",
     "peak_gb",
 )
+OF_THE_MACHINE = ("rows_per_second", "peak_gb")
 LABELS = {"rows_per_second": "rows per second (scoring and saving included)"}
 
 
@@ -152,6 +154,8 @@ def run_one(data: dict[str, Path], overrides: list[str], seed: int, args: argpar
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
         return {"failed": lines[-1] if lines else f"exit status {status}"}
     found = figures(out) | {
+        "machine": machine(out),
+        "made": time.strftime("%Y-%m-%d", time.gmtime()),
         "peak_gb": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
         "minutes": (time.monotonic() - started) / 60,
     }
@@ -173,6 +177,15 @@ def figures(run: Path) -> dict[str, float]:
     return found | {"rows_per_second": trained[-1]["rows_per_second"], "steps": trained[-1]["step"]}
 
 
+def machine(run: Path) -> str:
+    """What a run was computed by: processor, threads and number format decide its speed and its last digits."""
+    cost = json.loads((run / "report" / "cost.json").read_text(encoding="utf-8"))
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n") if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    dtype = json.loads((run / "run.json").read_text(encoding="utf-8"))["model.dtype"]
+    return ", ".join(dict.fromkeys(part for part in (name, cost["device"], dtype) if part))
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean over the seeds and, in brackets, smallest to largest; the best of a method by dev is bold."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -186,7 +199,10 @@ def table(runs: list[dict[str, Any]]) -> str:
     for (data, setting), members in sorted(groups.items(), key=lambda item: item[0][0]):
         shown = setting.replace("lora.method=", "").replace("train.learning_rate=", "")
         shown = f"**{shown}**" if (data, setting) in best else shown
-        cells = (spread([run[name] for run in members]) for name in FIGURES)
+        alike = len({run.get("machine") for run in members}) == 1
+        cells = (
+            spread([run[name] for run in members]) if alike or name not in OF_THE_MACHINE else "" for name in FIGURES
+        )
         lines.append(f"| {data} | {shown} | {len(members)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

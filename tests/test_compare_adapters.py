@@ -57,6 +57,12 @@ def test_the_table_gives_mean_and_spread_and_chooses_by_dev(bench):
     assert "**lora 1e-4**" in bench.table(tied)
 
 
+def test_speed_and_memory_of_two_machines_are_not_averaged(bench):
+    here, there = run("lora", "1e-4", 1, 0.8, 0.9, machine="a"), run("lora", "1e-4", 2, 0.8, 0.9, machine="b")
+    assert bench.table([here, there]).split("\n")[2].endswith("| 1.000 (1.000-1.000) |  |  |")
+    assert bench.table([here, here]).split("\n")[2].endswith("| 2.000 (2.000-2.000) | 3.000 (3.000-3.000) |")
+
+
 def test_full_gets_a_tenth_of_the_rates(bench, command):
     settings = list(bench.settings(bench.parser().parse_args([*command, "--seeds", "1", "2"])))
     names = ["lora.method=lora train.learning_rate=0.001", "lora.method=full train.learning_rate=0.0001"]
@@ -69,6 +75,7 @@ def test_runs_are_collected_once_and_failures_tried_again(bench, command, tmp_pa
     assert ["failed" in r for r in stored] == [False, False]
     assert all(0 <= r["test_macro_f1"] <= 1 and r["rows_per_second"] > 0 and 0.1 < r["peak_gb"] < 100 for r in stored)
     assert [r["steps"] for r in stored] == [2, 2]
+    assert all(r["machine"].endswith("float32") for r in stored)
     assert not (tmp_path / "out" / "run").exists(), "checkpoints are not kept"
     table = capsys.readouterr().out
     assert table.count("| news |") == 2
