@@ -99,7 +99,7 @@ def found(workshop):
             workshop, "mid-step", {**LONG, "micro_batch_tokens": 16}, 0.25, do="kill", only=r"^pass [2-4]$"
         ),
         "random": job(workshop, "random", LONG, 0.25, do="random", kills=4),
-        "full": job(workshop, "full", SHORT, 0.25, do="full", stride=5),
+        "full": job(workshop, "full", SHORT, 0.25, do="full", stride=5, only=r"^fsync \.$"),
     }
     for part in ("random", "optimizer", "loss", "order", "record"):
         # step 3 follows a checkpoint within an epoch; at step 4 there are lines in the record that step 3 has not
@@ -168,6 +168,8 @@ def test_a_full_disk_at_any_write(found):
     result = found["full"]
     assert result["failures"] == {}
     assert len(result["done"]) >= 12
+    operations = result["operations"]
+    assert any(operations[at - 1 : at + 1] == ["os.rename classifier", "fsync ."] for at in result["done"])
 
 
 @pytest.mark.soak
