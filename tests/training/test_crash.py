@@ -98,6 +98,7 @@ def found(workshop):
         "mid-step": job(
             workshop, "mid-step", {**LONG, "micro_batch_tokens": 16}, 0.25, do="kill", only=r"^pass [2-4]$"
         ),
+        "report": job(workshop, "report", SHORT, 0.25, do="kill", only=r"^opened (predictions|report)/"),
         "random": job(workshop, "random", LONG, 0.25, do="random", kills=4),
         "full": job(workshop, "full", SHORT, 0.25, do="full", stride=5, only=r"^fsync \.$"),
     }
@@ -144,6 +145,13 @@ def test_whatever_is_withheld_is_missed(found, part, differs):
     assert f"'{differs}': [" in text
 
 
+def test_killed_while_the_report_is_written(found):
+    result = found["report"]
+    assert result["failures"] == {}
+    written = {re.sub(r"\.\d+\.", ".", result["operations"][at]) for at in result["done"]}
+    assert {"opened predictions/.dev.jsonl.tmp", "opened report/.dev.json.tmp"} <= written
+
+
 def test_killed_between_the_forward_passes_of_a_step(found):
     result = found["mid-step"]
     assert result["failures"] == {}
@@ -174,13 +182,12 @@ def test_a_full_disk_at_any_write(found):
 
 @pytest.mark.soak
 def test_killed_at_every_single_operation_and_again_while_going_on(workshop):
-    found = run_jobs(
-        {
-            "all": job(workshop, "all", LONG, 0.25, do="kill", stride=1, fsync=True),
-            "twice": job(workshop, "twice", LONG, 0.25, do="kill", stride=1, twice=True),
-        }
-    )
-    assert found["all"]["failures"] == found["twice"]["failures"] == {}
+    jobs = {
+        "all": job(workshop, "all", LONG, 0.25, do="kill", stride=1, fsync=True),
+        "twice": job(workshop, "twice", LONG, 0.25, do="kill", stride=1, twice=True),
+    }
+    found = run_jobs(jobs)
+    assert [found[name]["failures"] for name in jobs] == [{}, {}]
     assert len(found["all"]["done"]) == len(found["all"]["operations"]) > 300
 
 

@@ -95,7 +95,7 @@ def check_same_run(identity: Mapping[str, Any], run_dir: Path) -> None:
 
 def note_run(config: RunConfig, identity: Mapping[str, Any], run_dir: Path) -> None:
     """Writes down a run's settings and its identity in its folder, and removes what a crash left behind."""
-    for folder in (run_dir, run_dir / "report"):
+    for folder in (run_dir, run_dir / "predictions", run_dir / "report"):
         sweep(folder)
     for unfinished in run_dir.glob(".classifier-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
