@@ -29,6 +29,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fenlei.modeling.machine import processor_name
+
 METHODS = ("lora", "rslora", "dora", "pissa", "full")
 FIGURES = (
     "dev_macro_f1",
@@ -180,10 +182,8 @@ def figures(run: Path) -> dict[str, float]:
 def machine(run: Path) -> str:
     """What a run was computed by: processor, threads and number format decide its speed and its last digits."""
     cost = json.loads((run / "report" / "cost.json").read_text(encoding="utf-8"))
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n") if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     dtype = json.loads((run / "run.json").read_text(encoding="utf-8"))["model.dtype"]
-    return ", ".join(dict.fromkeys(part for part in (name, cost["device"], dtype) if part))
+    return ", ".join(dict.fromkeys((processor_name(), cost["device"], dtype)))
 
 
 def table(runs: list[dict[str, Any]]) -> str:

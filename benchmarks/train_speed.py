@@ -203,23 +203,17 @@ def free_memory(device: str) -> float:
 
 def made(args: argparse.Namespace) -> dict[str, Any]:
     """How and on what the figures were made."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    from fenlei.modeling.machine import processor_name
+
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
     }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return []
 
 
 def _say(args: argparse.Namespace, texts: Sequence[str]) -> None:

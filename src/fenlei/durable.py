@@ -117,7 +117,8 @@ def replace_folder(source: Path, target: Path) -> None:
     ``source`` and its content must be on disk already (:func:`fsync_tree`).
 
     Raises:
-        OSError: nothing has changed.
+        OSError: nothing has changed. On a disk that refuses to take the renames back, too, the old folder is left as
+            :func:`aside`, with the new one in place or none; nothing is lost, and the next replacement tidies up.
     """
     old = aside(target)
     replaces = target.exists()

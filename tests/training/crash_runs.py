@@ -273,7 +273,9 @@ def fill(runs: Runs, at: int, reference: dict[str, Any], error: int) -> str | No
         if result["exit"] != 2 or any(word not in text for word in words):
             return f"message: {text}"
         left = {p.name for p in (runs.work / name).rglob(".*")}
-        if left and (left != {".classifier.old"} or not _undo_was_refused(result["operations"][at:])):
+        if left == {".classifier.old"} and _undo_was_refused(result["operations"][at:]):
+            read_artifact(runs.work / name / ".classifier.old")  # nothing of it is lost
+        elif left:
             return f"left behind: {sorted(left)}"
     elif result["operations"][at:] != ["write metrics.jsonl"]:  # the very last line says that the run is completed
         return f"went on as if nothing had happened: {result['operations'][at:]}"

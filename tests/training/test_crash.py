@@ -98,7 +98,7 @@ def found(workshop):
         "mid-step": job(
             workshop, "mid-step", {**LONG, "micro_batch_tokens": 16}, 0.25, do="kill", only=r"^pass [2-4]$"
         ),
-        "report": job(workshop, "report", SHORT, 0.25, do="kill", only=r"^opened (predictions|report)/"),
+        "report": job(workshop, "report", SHORT, 0.25, do="kill", only=r"^opened (predictions|report)/\.(dev|index)\."),
         "random": job(workshop, "random", LONG, 0.25, do="random", kills=4),
         "full": job(workshop, "full", SHORT, 0.25, do="full", stride=5, only=r"^fsync \.$"),
     }

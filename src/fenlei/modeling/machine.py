@@ -20,7 +20,7 @@ def machine_of(config: ModelConfig) -> dict[str, str | int]:
     device = pick_device(config)
     if device.type == "cuda":
         return {"the device": f"{device} ({torch.cuda.get_device_name(device)})"}
-    found: dict[str, str | int] = {"the device": f"{device} ({_processor()})"}
+    found: dict[str, str | int] = {"the device": f"{device} ({processor_name()})"}
     if device.type == "cpu":
         # which of its instructions torch's kernels use; a variable of the environment can say so, too
         found["the CPU's capability"] = torch.backends.cpu.get_cpu_capability()
@@ -28,8 +28,8 @@ def machine_of(config: ModelConfig) -> dict[str, str | int]:
     return found
 
 
-def _processor() -> str:
-    """Its model's name, which the standard library does not know on Linux."""
+def processor_name() -> str:
+    """The processor's model's name, which the standard library does not know on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
