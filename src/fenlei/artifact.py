@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fenlei.durable import aside, disk_full_message, fsync_tree, is_disk_full, replace_folder, write_bytes
+from fenlei.durable import aside, disk_full_message, fsync_tree, is_disk_full, replace_folder, size_of, write_bytes
 from fenlei.durable import write_json as write_json
 from fenlei.errors import ArtifactError
 
@@ -161,6 +161,7 @@ def replace_card(path: str | Path, card: str) -> Path:
         save_weights=keep_weights,
         card=card,
         created=artifact.manifest.get("created"),
+        needed=size_of(artifact.path),  # where nothing can be linked
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 from fenlei.artifact import TOKENIZER, read_artifact, write_artifact
 from fenlei.config import RunConfig
 from fenlei.data import Example, LabelSet, ReadResult, read_examples
+from fenlei.durable import size_of
 from fenlei.errors import ArtifactError, DataError, FenleiError
 from fenlei.inference.loading import load_predictor, stored_settings
 from fenlei.inference.predictor import Predictor
@@ -359,6 +360,7 @@ class TextClassifier:
             calibration=calibration,
             base_model=artifact.manifest["base_model"],
             save_weights=save_weights,
+            needed=size_of(artifact.path),
             card=card_of_copy(path, artifact, labels, calibration, self.config.model_dump(mode="json")),
         )
 

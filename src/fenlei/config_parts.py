@@ -67,6 +67,14 @@ class SpeedConfig(Part):
     kernels: Literal["auto", "liger", "torch"] = "auto"
     """On a GPU, and with `fused_norm`: `liger`: the package liger-kernel for norms, positions and activation."""
 
+    @model_validator(mode="after")
+    def _asked_for_what_is_used(self) -> SpeedConfig:
+        if self.attention == "flash" and not self.packed:
+            raise ValueError("speed.attention=flash is for packed rows; set speed.packed=true or speed.attention=auto")
+        if self.kernels == "liger" and not self.fused_norm:
+            raise ValueError("speed.kernels=liger replaces norms too; set speed.fused_norm=true or speed.kernels=auto")
+        return self
+
 
 class ReportConfig(Part):
     """What the report cannot measure."""

@@ -269,9 +269,12 @@ def fill(runs: Runs, at: int, reference: dict[str, Any], error: int) -> str | No
         return f"no clear error: {status} {result}"
     if text:
         folder = str(runs.work / name)
-        words = (os.strerror(error), folder, "are free there", "Make room")
+        words = (os.strerror(error), folder, "takes about", "are free there", "Make room")
         if result["exit"] != 2 or any(word not in text for word in words):
             return f"message: {text}"
+        # what the user is told to do is what can be done, see :meth:`Runs.train`
+        if ("--resume" in text) != (CheckpointStore(runs.work / name / "checkpoints", runs.keep).latest() is not None):
+            return f"wrong advice: {text}"
         left = {p.name for p in (runs.work / name).rglob(".*")}
         if left == {".classifier.old"} and _undo_was_refused(result["operations"][at:]):
             read_artifact(runs.work / name / ".classifier.old")  # nothing of it is lost

@@ -112,17 +112,35 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.parametrize("off", [None, *SWITCHES])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_other_architectures(kind):
+def test_other_architectures(kind, off):
     targets = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj") if kind == "phi3" else LoraConfig().target_modules
     model = make_model(kind, lora=LoraConfig(target_modules=targets), **ARCHITECTURES[kind])
     rows = make_rows(6)
     expected = plain(model, rows)
     said = []
-    engine = engine_of(model, say=said.append)
+    engine = engine_of(model, say=said.append, **({off: False} if off else {}))
     assert_same(run(engine, rows), expected, 5e-5)
-    assert engine.packed == (kind not in {"gemma2", "phi3"})
+    assert engine.packed == (kind not in {"gemma2", "phi3"} and off != "packed")
     assert not said
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in {"gemma2", "phi3"}])
+def test_attention_as_on_a_gpu_without_flash(kind, monkeypatch):
+    """torch's own, with windows and groups of key heads; the same code runs on any device."""
+    from fenlei.modeling import packed_attention
+
+    model, rows = make_model(kind, **ARCHITECTURES[kind]), make_rows(6)
+    expected = plain(model, rows)
+    calls, own = [], packed_attention._sdpa
+    monkeypatch.setattr(packed_attention, "attend", lambda *a: (calls.append(1), own(*a))[1])
+    # it has no part for what was computed before, as no GPU does that
+    monkeypatch.setattr(TrainingEngine, "_beginning", lambda self, rows: 0)
+    engine = engine_of(model)
+    assert_same(run(engine, rows), expected, 5e-5)
+    assert engine.packed
+    assert calls
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in {"gemma2", "phi3"}])
@@ -303,18 +321,35 @@ def test_gradients_of_a_failed_attempt_are_not_counted(monkeypatch):
         assert_same((expected[0], grads(model)), expected)
 
 
-def test_dropout_draws_the_same_numbers_after_out_of_memory(monkeypatch):
+@pytest.mark.parametrize("restored", [True, False])
+def test_dropout_draws_the_same_numbers_after_out_of_memory(monkeypatch, restored):
+    """Memory runs out in the second forward pass, when the first has drawn already. Else: negative control."""
     rows = make_rows(4, low=20, high=21)
     found = []
-    for limit in (1000, 50):
-        model = make_model(lora=LoraConfig(dropout=0.5))
+    for fails in (False, True):
+        model, passes, original = make_model(lora=LoraConfig(dropout=0.5)), [], TrainingEngine._forward_backward
+
+        def second_fails(engine, *args, original=original, passes=passes, fails=fails):
+            loss = original(engine, *args)
+            passes.append(1)
+            if fails and len(passes) == 2:
+                raise RuntimeError("out of memory")
+            return loss
+
         with monkeypatch.context() as patch:
-            memory = OutOfMemory(patch, limit)
-            engine = engine_of(model, 1000 if limit == 50 else 30)
+            patch.setattr(TrainingEngine, "_forward_backward", second_fails)
+            patch.setattr(TrainingEngine, "_shrink", lambda *_: None)  # passes of one row each as they are
+            if not restored:
+                patch.setattr(TrainingEngine, "_set_random_state", lambda *_: None)
+            engine = engine_of(model, 30)
+            engine._checked = True
             torch.manual_seed(7)
             found.append(run(engine, rows))
-        assert bool(memory.failures) == (limit == 50)
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+        assert len(passes) == (6 if fails else 4)
+    if restored:
+        assert_same(found[1], found[0], 1e-6)
+    else:
+        assert found[1][0] != pytest.approx(found[0][0], rel=1e-4)
 
 
 def test_one_row_too_long_turns_to_checkpointing_then_gives_up(monkeypatch):

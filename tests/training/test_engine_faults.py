@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fenlei.config import RunConfig
+from fenlei.errors import ConfigError, ModelError, TrainingError
 from fenlei.modeling import fused_ops
 from fenlei.modeling.memory import ran_out
 from fenlei.training.engine import TrainingEngine
@@ -132,10 +133,11 @@ class FakeGpu:
         engine = TrainingEngine(model, RunConfig.build({"train": train}), 0)
         engine._measured, engine.device = False, SimpleNamespace(type="cuda")
         engine._collate = lambda *a, c=engine._collate, e=engine: _on_cpu(e, c, *a)
+        engine._room_for_averages = lambda r=engine._room_for_averages, e=engine: _on_cpu(e, r)
         return engine
 
 
-def engine_on(kind, model):
+def engine_on(kind, model, state=None, say=lambda _: None, checked=True):
     """An engine that takes its model to be on a device of that kind; tensors stay on the CPU."""
 
     class Elsewhere:
@@ -144,10 +146,11 @@ def engine_on(kind, model):
     parameters = model.parameters
     model.parameters = lambda *a, **k: iter([Elsewhere]) if not (a or k) else parameters(*a, **k)
     try:
-        engine = TrainingEngine(model, RunConfig.build({"speed": {"kernels": "torch", "attention": "sdpa"}}), 0)
+        config = RunConfig.build({"speed": {"kernels": "torch", "attention": "sdpa"}})
+        engine = TrainingEngine(model, config, 0, state, say)
     finally:
         del model.parameters
-    engine._checked = True
+    engine._checked = checked or engine._checked
     engine._collate = lambda *a, c=engine._collate, e=engine: _on_cpu(e, c, *a)
     return engine
 
@@ -175,7 +178,6 @@ def test_the_dry_run_takes_a_whole_step_of_the_longest_rows(monkeypatch, total, 
 
     rows = make_rows(120, shared=90, low=9, high=10)
     monkeypatch.setattr(module, "_GPU_TOKENS", (64, 128, 512, 2048, 8192))
-    monkeypatch.setattr(TrainingEngine, "_moments", lambda self: 0)
     gpu = FakeGpu(monkeypatch, total, weights)
     engine = gpu.engine(make_model(), batch_size=batch_size)
     engine._checked = True
@@ -184,6 +186,106 @@ def test_the_dry_run_takes_a_whole_step_of_the_longest_rows(monkeypatch, total, 
     assert gpu.states_set, "the dry run's random numbers are put back"
     assert all(p.grad is None for p in engine.model.parameters())
     engine.fit(None)  # once only
+
+
+def test_a_dry_run_that_turns_to_checkpointing_looks_for_the_size_again(monkeypatch):
+    """A row of 102 tokens fits only when its activations are not stored; then three do, of 90 tokens in common."""
+    from fenlei.modeling.memory import checkpoints_activations
+    from fenlei.training import engine as module
+
+    rows = make_rows(40, shared=90, low=9, high=10)
+    monkeypatch.setattr(module, "_GPU_TOKENS", (64, 128, 512, 2048, 8192))
+    gpu, said = FakeGpu(monkeypatch, 10**9), []
+    engine = gpu.engine(make_model(), batch_size=40)
+    engine._checked, engine._say = True, said.append
+    passes = TrainingEngine._forward_backward
+
+    def limited(self, batch, *rest):
+        if batch.input_ids.numel() > (140 if checkpoints_activations(self.model) else 90):
+            raise RuntimeError("out of memory")
+        return passes(self, batch, *rest)
+
+    monkeypatch.setattr(TrainingEngine, "_forward_backward", limited)
+    engine.fit(rows)
+    assert "computed twice" in " ".join(said)
+    assert 100 < engine.micro_batch_tokens <= 140
+    assert max(len(group) for group in engine._groups(rows)) > 1
+
+
+def test_the_dry_run_leaves_room_for_the_optimizers_averages(monkeypatch):
+    rows = make_rows(4)
+    engine = FakeGpu(monkeypatch, 10**9).engine(make_model())
+    engine._checked = True
+    held, step = [], engine.step
+
+    def watched(rows):
+        held.append([t.numel() for t in gc.get_objects() if type(t) is torch.Tensor and t.dtype == torch.uint8])
+        return step(rows)
+
+    engine.step = watched
+    engine.fit(rows)
+    averages = 8 * sum(p.numel() for p in engine.model.parameters() if p.requires_grad)
+    assert all(averages in sizes for sizes in held)
+    assert held
+    engine, empty = FakeGpu(monkeypatch, 10**9).engine(make_model()), torch.empty
+
+    def too_little(size, *args, **kwargs):
+        if size == averages:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(size, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", too_little)
+    with pytest.raises(TrainingError, match=r"optimizer's averages take 0\.0 GB .*lora\.method=lora"):
+        engine.fit(rows)
+
+
+def test_a_run_that_goes_on_elsewhere_finds_out_anew():
+    """On another kind of device: of what a checkpoint says of the CPU, only the number format stays."""
+    model, rows = make_model(), make_rows()
+    engine = engine_of(model, 100)
+    run(engine, rows)
+    state = engine.state()
+    assert state == {
+        "device": "cpu", "micro_batch_tokens": 100, "adapter_dtype": "float32", "activation_checkpointing": False,
+        "packed": True, "flash": False,
+    }  # fmt: skip
+    state = {**state, "packed": False, "activation_checkpointing": True, "adapter_dtype": "bfloat16"}
+    for old in (state, {k: v for k, v in state.items() if k != "device"}):  # as earlier versions wrote it
+        here = engine_of(model, None, state=old)
+        assert (here.micro_batch_tokens, here.packed, here.adapter_dtype) == (100, False, torch.bfloat16)
+    there = engine_on("mps", make_model(), state)
+    assert (there.micro_batch_tokens, there.packed, there.adapter_dtype) == (2048, True, torch.bfloat16)
+    assert not there.state()["activation_checkpointing"]
+    assert "packed" not in engine_on("mps", make_model(), state, checked=False).state(), "compared again"
+
+
+def test_flash_attention_for_rows_that_are_not_packed_is_refused():
+    with pytest.raises(ConfigError, match=r"speed\.attention=flash is for packed rows"):
+        RunConfig.build({"speed": {"attention": "flash", "packed": False}})
+    with pytest.raises(ConfigError, match=r"speed\.kernels=liger replaces norms too"):
+        RunConfig.build({"speed": {"kernels": "liger", "fused_norm": False}})
+    with pytest.raises(ModelError, match=r"this model's cannot be packed: take speed\.attention=auto"):
+        engine_of(make_model("gemma2", query_pre_attn_scalar=16), attention="flash")
+
+
+def test_what_is_said_of_attention_is_what_is_used():
+    said = []
+    engine_on("mps", make_model(), say=said.append)
+    engine_on("mps", make_model("gemma2", query_pre_attn_scalar=16), say=said.append)
+    assert [line.split(";")[0] for line in said] == [
+        "attention: scaled_dot_product_attention",
+        "attention: the model's own (rows are padded side by side)",
+    ]
+
+
+def test_gradients_are_compared_on_any_other_device(monkeypatch):
+    from fenlei.training.packing_check import PackingCheck
+
+    asked = []
+    monkeypatch.setattr(PackingCheck, "passes", lambda self, model, **how: asked.append(how["gradients"]) or True)
+    engine_on("mps", make_model())._agree(make_rows(2))
+    engine_of(make_model())._agree(make_rows(2))
+    assert asked == [True, False]
 
 
 def test_the_gpus_random_numbers_too_are_put_back_after_out_of_memory(monkeypatch):

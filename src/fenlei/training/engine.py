@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fenlei.config import RunConfig
-from fenlei.errors import TrainingError
+from fenlei.errors import ModelError, TrainingError
 from fenlei.modeling.fuse import forget, fuse
 from fenlei.modeling.memory import checkpoint_activations, checkpoints_activations, keep_freed_memory, ran_out
 from fenlei.modeling.packed import BlockSize, KeysAndValues, PackedState, can_pack
@@ -29,7 +29,6 @@ _CPU_TOKENS = 1152
 _SHORTEST_BEGINNING = 16
 _GPU_TOKENS = (2048, 4096, 8192, 16384)
 _MOST_GPU_MEMORY = 0.85
-# CUDA; torch's allocator on Windows, and on Linux and macOS; cuBLAS for its workspace
 
 
 class StepAbandoned(Exception):
@@ -61,9 +60,9 @@ class TrainingEngine:
         say: Callable[[str], None] = lambda _: None,
         give_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        state = state or {}
         self.model, self.config, self.pad_id = model, config, pad_id
         self.device = next(model.parameters()).device
+        state = _of_this_device(state or {}, self.device)
         self._say, self._give_up = say, give_up
         self.micro_batch_tokens = int(
             state.get("micro_batch_tokens") or config.train.micro_batch_tokens or _default_tokens(self.device)
@@ -80,14 +79,27 @@ class TrainingEngine:
         self._packing = PackedState.of(model)
         self._size = BlockSize.of(model)
         self.fused = fuse(model, config.speed, self._packing, self.adapter_dtype)
-        dtype = model.get_input_embeddings().weight.dtype
-        self._flash: Callable[..., torch.Tensor] | None = None
-        if self.device.type != "cpu" or config.speed.attention == "flash":
-            wanted = config.speed.attention if state.get("flash", True) else "sdpa"
-            self._flash, words = flash_kernel(wanted, self.device, dtype)
-            say(f"attention: {words}; {'Liger kernels' if self.fused.get('liger') else 'kernels of torch'}")
+        self._flash = self._attention("sdpa" if state.get("flash") is False else config.speed.attention)
         if state.get("activation_checkpointing"):
             checkpoint_activations(self.model)
+
+    def _attention(self, wanted: str) -> Callable[..., torch.Tensor] | None:
+        """The kernel of packed rows where FlashAttention is used; says what is used.
+
+        Raises:
+            ModelError: FlashAttention is asked for and cannot be had.
+        """
+        if self.device.type == "cpu" and wanted != "flash":
+            return None
+        if not self.packed and wanted == "flash":
+            raise ModelError(
+                "speed.attention=flash is for packed rows, and this model's cannot be packed: take speed.attention=auto"
+            )
+        kernel, words = None, "the model's own (rows are padded side by side)"
+        if self.packed:
+            kernel, words = flash_kernel(wanted, self.device, self.model.get_input_embeddings().weight.dtype)
+        self._say(f"attention: {words}; {'Liger kernels' if self.fused.get('liger') else 'kernels of torch'}")
+        return kernel
 
     def describe(self) -> str:
         """What was chosen and decides how results are rounded, in words."""
@@ -99,6 +111,7 @@ class TrainingEngine:
     def state(self) -> dict[str, Any]:
         """What decides how steps are computed, for a checkpoint: JSON values only."""
         found = {
+            "device": self.device.type,
             "micro_batch_tokens": self.micro_batch_tokens,
             "adapter_dtype": str(self.adapter_dtype).removeprefix("torch."),
             "activation_checkpointing": checkpoints_activations(self.model),
@@ -167,8 +180,19 @@ class TrainingEngine:
         self._measured = True
         # a whole step of the longest rows: what they share is shared here too, as in any step
         longest = sorted(rows, key=lambda r: -len(r.input_ids))[: self.config.train.batch_size]
+        before, stored = self._random_state(), not checkpoints_activations(self.model)
+        averages = self._room_for_averages()
+        self._find_largest(longest)
+        if stored and checkpoints_activations(self.model):
+            # what it found is one row a pass, with all activations stored; now that they are not, more fit
+            self._find_largest(longest)
+        del averages
+        self._set_random_state(before)
+        torch.cuda.empty_cache()
+
+    def _find_largest(self, longest: Sequence[TrainingRow]) -> None:
         total = torch.cuda.get_device_properties(self.device).total_memory
-        before, weights = self._random_state(), torch.cuda.memory_allocated(self.device)
+        weights = torch.cuda.memory_allocated(self.device)
         for tokens in _GPU_TOKENS:
             self.micro_batch_tokens = tokens
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -176,16 +200,23 @@ class TrainingEngine:
             self.model.zero_grad(set_to_none=True)
             if self.micro_batch_tokens < tokens or len(self._groups(longest)) == 1:
                 break
-            # the next size takes, beside the weights, at most twice as much, and the optimizer's averages are to come
+            # the next size takes, beside the weights, at most twice as much
             more = 2 * (torch.cuda.max_memory_allocated(self.device) - weights)
-            if weights + more + self._moments() > _MOST_GPU_MEMORY * total:
+            if weights + more > _MOST_GPU_MEMORY * total:
                 break
-        self._set_random_state(before)
-        torch.cuda.empty_cache()
 
-    def _moments(self) -> int:
-        """Bytes of AdamW's two averages."""
-        return 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+    def _room_for_averages(self) -> torch.Tensor:
+        """Holds what AdamW's two averages will take once the optimizer has taken its first step."""
+        size = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        try:
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            raise TrainingError(
+                f"out of memory: the optimizer's averages take {size / 1e9:.1f} GB beside the weights: take a smaller "
+                "model, lora.method=lora instead of full, or fewer layers (lora.layers)"
+            ) from error
 
     def _groups(self, rows: Sequence[TrainingRow], before: int = 0) -> list[list[TrainingRow]]:
         """The rows of a step by forward pass."""
@@ -277,7 +308,7 @@ class TrainingEngine:
             return PackingCheck(few, self._packed_losses, self._separate_losses).passes(
                 self.model,
                 beginning=self._flash is None and self.device.type == "cpu",
-                gradients=self._flash is not None,
+                gradients=self._flash is not None or self.device.type != "cpu",
             )
         except Exception as error:
             if ran_out(error):
@@ -323,6 +354,13 @@ class TrainingEngine:
                 f"out of memory with one row of {longest} tokens a forward pass ({reason}): lower prompt.max_length "
                 f"(now {self.config.prompt.max_length}) or take a smaller model"
             )
+
+
+def _of_this_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A run that goes on elsewhere finds out anew what suits the device; how its results are rounded stays."""
+    if state.get("device", device.type) == device.type:
+        return state
+    return {"adapter_dtype": state["adapter_dtype"]}
 
 
 def _default_tokens(device: torch.device) -> int:

@@ -16,14 +16,14 @@ from fenlei.artifact import TOKENIZER, write_artifact
 from fenlei.config import LEARNING_RATES, RunConfig
 from fenlei.console import LastingConsole
 from fenlei.data import Example
-from fenlei.durable import disk_full_message, fault_of_system, is_disk_full
+from fenlei.durable import fault_of_system, is_disk_full
 from fenlei.errors import FenleiError, Interrupted, StopNow, TrainingError
 from fenlei.evaluation import evaluate_predictions
 from fenlei.evaluation.report import model_card
 from fenlei.inference import Predictor
 from fenlei.modeling.adapter import add_adapter, finish_training, save_weights
 from fenlei.modeling.loading import load_model, load_tokenizer, parameter_count, pick_device
-from fenlei.modeling.memory import checkpoint_activations, give_memory_back
+from fenlei.modeling.memory import checkpoint_activations, give_memory_back, ran_out
 from fenlei.modeling.sources import ModelFolder, resolve
 from fenlei.prompting import PromptEncoder
 from fenlei.tracking import Record, TrackerGroup, start_tracking
@@ -38,11 +38,17 @@ from fenlei.training.foresight import memory_warning
 from fenlei.training.outcome import measure_cost, publish
 from fenlei.training.report import Scored, calibrate, check_calibration, report_part
 from fenlei.training.requirements import require_gradients, require_one_gpu
-from fenlei.training.space import classifier_bytes, require_space
+from fenlei.training.space import classifier_bytes, disk_fault, disk_full, require_space, told_how_much
 from fenlei.training.state import restore_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# outside of a step's forward and backward passes, which are made smaller instead: loading, the optimizer
+_OUT_OF_MEMORY = (
+    "out of memory ({error}): take a smaller model, lora.method=lora instead of full, or model.quantization=nf4 "
+    "on a GPU. What was saved stays: go on with --resume where there is a checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,12 @@ def train_classifier(
             if isinstance(error, FenleiError):
                 raise
             if is_disk_full(error):
-                text = disk_full_message(error, run_dir, "the run")
-                raise TrainingError(f"{text}. Make room, then go on with --resume") from error
+                raise disk_full(error, run_dir, store) from error
+            if ran_out(error):
+                raise TrainingError(_OUT_OF_MEMORY.format(error=str(error).split("\n")[0])) from error
             if (fault := fault_of_system(error)) is None:
                 raise
-            raise _faulty(fault, run_dir, store) from error
+            raise disk_fault(fault, run_dir, store) from error
         finally:
             give_memory_back()
 
@@ -150,7 +157,8 @@ def _run(
     session = _Session(config, data, run_dir, console, store, folder, tokenizer, encoder, interruption)
     session.load()
     require_space(session.model, run_dir, config.train.keep_checkpoints)
-    with sole_user(run_dir):  # nothing is written before everything that can be refused has been
+    # nothing is written before everything that can be refused has been
+    with told_how_much(session.model, run_dir, store), sole_user(run_dir):
         open_run(config, run_dir, resume=resume)  # another process may have been here meanwhile
         note_run(config, identity, run_dir)
         checkpoint = store.latest() if resume else None
@@ -380,16 +388,6 @@ class _Session:
             return None
         labels, folder = self.data.labels.names, self.run_dir / "report"
         return report_part(part, scored, labels, self.predictor.calibration, folder, step, record, trackers)
-
-
-def _faulty(fault: OSError, run_dir: Path, store: CheckpointStore) -> TrainingError:
-    """A disk that fails, became read-only or went away."""
-    with suppress(OSError):  # it may not be readable either
-        if (last := store.latest()) is not None:
-            how = f"the last checkpoint is {last.path}. Mend it, then go on with --resume"
-            return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
-    how = "no checkpoint can be found. Mend it, then start again"
-    return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
 
 
 def _interrupted(config: RunConfig, run_dir: Path, store: CheckpointStore, interruption: Interruption) -> Interrupted:

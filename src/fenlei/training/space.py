@@ -1,12 +1,15 @@
-"""How much disk a run takes, and whether there is that much: better known before training than after hours of it."""
+"""How much disk a run takes, whether there is that much, and what is said where there is not, or where it fails."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fenlei.durable import free_bytes, megabytes, size_of
-from fenlei.errors import TrainingError
+from fenlei.durable import disk_full_message, free_bytes, is_disk_full, megabytes, size_of
+from fenlei.errors import FenleiError, TrainingError
+from fenlei.training.checkpoints import CheckpointStore
 
 # state of the generators, the log so far, configurations; and, in a classifier folder, the tokenizer
 _SMALL_FILES = 2**20
@@ -39,7 +42,7 @@ def require_space(model: Any, run_dir: Path, keep_checkpoints: int) -> None:
         TrainingError: too little space; says how much is needed, for what, and how much there is.
     """
     each, most = checkpoint_bytes(model), keep_checkpoints + 2
-    needed = most * each + classifier_bytes(model)
+    needed = _run_bytes(model, keep_checkpoints)
     free = free_bytes(run_dir) + size_of(run_dir / "checkpoints")
     if needed > free:
         raise TrainingError(
@@ -48,6 +51,46 @@ def require_space(model: Any, run_dir: Path, keep_checkpoints: int) -> None:
             f"the classifier), {megabytes(free)} are free there. Make room, lower train.keep_checkpoints, or choose "
             "another --out"
         )
+
+
+@contextmanager
+def told_how_much(model: Any, run_dir: Path, store: CheckpointStore) -> Iterator[None]:
+    """Turns a disk that is full into an error that says how much the rest of the run takes.
+
+    Raises:
+        TrainingError: the disk is full.
+    """
+    needed = _run_bytes(model, store.keep)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FenleiError) or not is_disk_full(error):
+            raise
+        left = max(needed - size_of(run_dir), _SMALL_FILES)
+        raise disk_full(error, run_dir, store, "the rest of the run", left) from error
+
+
+def disk_full(
+    error: BaseException, run_dir: Path, store: CheckpointStore, what: str = "the run", needed: int | None = None
+) -> TrainingError:
+    """What the user is told; arguments as for :func:`fenlei.durable.disk_full_message`."""
+    how = "go on with --resume" if store.latest() else "start again"
+    return TrainingError(f"{disk_full_message(error, run_dir, what, needed)}. Make room, then {how}")
+
+
+def disk_fault(fault: OSError, run_dir: Path, store: CheckpointStore) -> TrainingError:
+    """What the user is told of a disk that fails, became read-only or went away."""
+    with suppress(OSError):  # it may not be readable either
+        if (last := store.latest()) is not None:
+            how = f"the last checkpoint is {last.path}. Mend it, then go on with --resume"
+            return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
+    how = "no checkpoint can be found. Mend it, then start again"
+    return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
+
+
+def _run_bytes(model: Any, keep_checkpoints: int) -> int:
+    """Of the newest checkpoints, the best one, the one being written, and the classifier."""
+    return (keep_checkpoints + 2) * checkpoint_bytes(model) + classifier_bytes(model)
 
 
 def _weight_bytes(model: Any) -> int:
