@@ -314,13 +314,12 @@ class TextClassifier:
         rejected_path: str | Path | None = None,
     ) -> ReadResult:
         """Reads a data file as this classifier's configuration says."""
-        config = self.config
         return read_examples(
             source,
-            config.data,
+            self.config.data,
             role=role,
             need_label=need_label,
-            offline=config.model.offline,
+            offline=self.config.model.offline,
             labels=self.labels,
             rejected_path=Path(rejected_path) if rejected_path is not None else None,
         )
