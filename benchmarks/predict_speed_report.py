@@ -131,14 +131,15 @@ def _row(v: dict[str, Any], columns: int, gpu: bool, sheet: bool, trained: bool)
 
 def _notes(workload: dict[str, Any]) -> list[str]:
     matrix, notes = workload["matrix"], []
+    groups = len({group for v in workload["variants"] for group in v["groups"]})
+    turns = "all variants in turn" if groups <= 1 else f"variants in turn, in {groups} groups that fit into memory"
     if matrix:
         best = max(matrix["shapes"], key=lambda name: matrix["shapes"][name])
-        notes.append(
-            f"- Matrix rate measured between the steps: {matrix['best'] / 1e9:,.0f} GFLOP/s ({best}, bfloat16)."
-        )
+        when = "before the variants, alone" if workload["alone"] else "between the steps"
+        notes.append(f"- Matrix rate measured {when}: {matrix['best'] / 1e9:,.0f} GFLOP/s ({best}, bfloat16).")
     notes.append(
         f"- {workload['rows_per_step']} texts a step, {workload['repeats']} steps measured, "
-        + ("each variant alone" if workload["alone"] else "all variants in turn")
+        + ("each variant alone" if workload["alone"] else turns)
         + "; medians. Speed: times faster than `generate` one by one, as the median of the ratios within a round. "
         "FLOP/s are 2 x the layers' weights x tokens."
     )

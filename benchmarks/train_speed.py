@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/train_speed.py --curves 100 --workloads --json curves.json
 
 Every variant is a process of its own. They live side by side, and one of them at a time runs one optimizer step of 16
-rows, in turn, so that whatever else the machine does hits all alike. All get the same rows in the same order, as the
-same token ids: this package's prompt, whole answers (the tutorial's own function would cut most of them off).
+rows, in turn, so that whatever else the machine does hits all alike; with --alone, one lives after the other. All get
+the same rows in the same order, as the same token ids: this package's prompt, whole answers (the tutorial's own
+function would cut most of them off).
 
 TRL is looked for in the interpreter given by --trl-python. A model folder is not needed with --model-shape.
 """
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=42)
     add("--patience", type=float, default=1800, metavar="SECONDS", help="longest wait for one step or start")
     add("--json", type=Path, help="file for all figures; written after every round")
-    add("--markdown", type=Path, help="file for the tables, which are printed as well")
+    add("--markdown", type=Path, help="file for the tables, which are printed as well; written after every round, too")
     add("--svg", type=Path, metavar="FOLDER", help="folder for the charts")
     return parser
 
@@ -80,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ModelSource.of_shape(args.model_shape) if args.model_shape else ModelSource.of_folder(model_folder(args.model))
     )
     result: dict[str, Any] = {"made": made(args), "workloads": {}}
-    texts = []
     with tempfile.TemporaryDirectory(prefix="train-speed-") as scratch:
         setting = Setting(
             folder=Path(scratch),
@@ -92,17 +92,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         for name in args.workloads:
             result["workloads"][name] = _measure(args, name, model, setting, result)
-            texts.append(markdown(name, result["workloads"][name]))
-            _say(args, texts)
+            _write(args, result)
+            print("\n" + markdown(name, result["workloads"][name]), flush=True)
         if args.curves:
             workload = _workload(args, args.curves_workload, model, args.curves)
             make = Jobs(
                 model, workload, setting.folder, args.curves, args.batch_size, args.device, args.dtype, args.seed
             )
             result["curves"] = curves.compare(make, setting)
-            texts.append(curves.markdown(result["curves"]))
-            _say(args, texts)
-    write_json(args.json, result)
+            _write(args, result)
+            print("\n" + curves.markdown(result["curves"]), flush=True)
     if args.svg:
         _draw(args.svg, result)
     return result
@@ -118,9 +117,10 @@ def _measure(
     batches = [lengths[i : i + args.batch_size] for i in range(0, len(lengths), args.batch_size)]
     tokens = [sum(batch) for batch in batches[args.warmup :]]
     setting.say(f"{name}: {workload.about}")
-    wanted = {n: v for n, v in variants(args.device).items() if any(fnmatch.fnmatch(n, p) for p in args.variants)}
-    if not wanted:
-        raise SystemExit(f"--variants {' '.join(args.variants)}: names none of {', '.join(variants(args.device))}")
+    known = variants(args.device)
+    if wrong := [p for p in args.variants if not fnmatch.filter(known, p)]:
+        raise SystemExit(f"--variants {' '.join(map(repr, wrong))}: names none of {', '.join(known)}")
+    wanted = {n: v for n, v in known.items() if any(fnmatch.fnmatch(n, p) for p in args.variants)}
     absent: list[Course] = []
     tried: list[dict[str, Any]] = []
     if TRL in wanted:
@@ -152,7 +152,7 @@ def _measure(
 
     def keep(courses: Sequence[Course]) -> None:
         result["workloads"][name] = {**shared, **summarize([*courses, *absent], tokens)}
-        write_json(args.json, result)
+        _write(args, result)
 
     courses = run_groups(groups, setting, warmup=args.warmup, repeats=args.repeats, after=keep)
     return {**shared, **summarize([*courses, *absent], tokens)}
@@ -216,9 +216,12 @@ def made(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _say(args: argparse.Namespace, texts: Sequence[str]) -> None:
-    print(f"\n{texts[-1]}", flush=True)
+def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Writes what has been measured so far, where files were named."""
+    write_json(args.json, result)
     if args.markdown:
+        texts = [markdown(name, workload) for name, workload in result["workloads"].items()]
+        texts += [curves.markdown(result["curves"])] if "curves" in result else []
         args.markdown.write_text("\n".join(texts), encoding="utf-8")
 
 

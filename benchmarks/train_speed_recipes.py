@@ -10,9 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train_speed_job import TUTORIAL_BATCH, Job, ModelSource, Row
+
+if TYPE_CHECKING:
+    from fenlei.config import ModelConfig
 
 _LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -44,33 +47,32 @@ def load_base(source: ModelSource, device: str, dtype: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
-def _quantize(model: Any, kind: str) -> None:
-    """The decoder layers' weights in 4 bits, as loading a folder with `model.quantization` leaves them."""
-    import bitsandbytes as bnb
-    import torch
+def _quantize(model: Any, config: ModelConfig) -> None:
+    """4-bit weights, as loading a folder with ``model.quantization`` leaves them.
 
-    layers = model.get_decoder().layers
-    for parent in list(layers.modules()):
-        for name, linear in list(parent.named_children()):
-            if type(linear) is not torch.nn.Linear:
-                continue
-            has_bias = linear.bias is not None
-            new = bnb.nn.Linear4bit(
-                linear.in_features,
-                linear.out_features,
-                has_bias,
-                compute_dtype=linear.weight.dtype,
-                compress_statistics=True,
-                quant_type=kind,
-                device="meta",
-            )
-            if has_bias:
-                new.bias = linear.bias
-            # quantized on its way to the device
-            new.weight = bnb.nn.Params4bit(
-                linear.weight.data.cpu(), requires_grad=False, compress_statistics=True, quant_type=kind
-            ).to(linear.weight.device)
-            setattr(parent, name, new)
+    Transformers' own steps of loading: PEFT and the trainer look for its marks on the model, not at the layers alone.
+    """
+    import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    from fenlei.modeling.loading import _quantized
+
+    told = _quantized(config, model.device, model.dtype)
+    quantizer = AutoHfQuantizer.from_config(told["quantization_config"], pre_quantized=False)
+    whole = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    model.hf_quantizer = quantizer
+    quantizer.preprocess_model(model, device_map=told["device_map"])  # empty 4-bit layers for all but the head
+    pack = quantizer.get_quantize_ops()
+    for name, layer in model.named_modules():
+        linear = whole.pop(name, layer)  # popped, so that its memory is free at once
+        if linear is not layer:
+            weight = f"{name}.weight"
+            layer.weight = pack.convert({weight: linear.weight.data}, model=model, full_layer_name=weight)[weight]
+            layer.bias = linear.bias
+    quantizer.postprocess_model(model)
+    for module in model.eval().modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # as load_model does
 
 
 def _columns(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
@@ -202,7 +204,7 @@ def _fenlei(job: Job, pace: Any) -> Any:
     else:
         base = load_base(job.model, job.device, job.dtype).requires_grad_(False).eval()
         if config.model.quantization != "none":
-            _quantize(base, config.model.quantization)
+            _quantize(base, config.model)
         base.config.use_cache = False
     if config.train.gradient_checkpointing:
         checkpoint_activations(base)

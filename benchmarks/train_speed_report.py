@@ -155,13 +155,18 @@ def _row(v: dict[str, Any], columns: int, gpu: bool, sheet: bool) -> str:
 
 def _notes(workload: dict[str, Any]) -> list[str]:
     matrix, notes = workload["matrix"], []
+    groups = len({group for v in workload["variants"] for group in v["groups"]})
+    turns = "all variants in turn" if groups == 1 else f"variants in turn, in {groups} groups that fit into memory"
+    counts = [len(seconds) for v in workload["variants"] for seconds in v["seconds"] if seconds] or [0]
+    steps = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"  # fewer where it was stopped
     if matrix:
         best = max(matrix["shapes"], key=lambda name: matrix["shapes"][name])
         rate, dtype = matrix["best"] / 1e9, workload.get("dtype", "bfloat16")
-        notes.append(f"- Matrix rate measured between the steps: {rate:,.0f} GFLOP/s ({best}, {dtype}).")
+        when = "before the variants, alone" if workload["alone"] else "between the steps"
+        notes.append(f"- Matrix rate measured {when}: {rate:,.0f} GFLOP/s ({best}, {dtype}).")
     notes.append(
-        f"- {workload['rows_per_step']} rows an optimizer step, {workload['repeats']} steps measured, "
-        + ("each variant alone" if workload["alone"] else "all variants in turn")
+        f"- {workload['rows_per_step']} rows an optimizer step, {steps} steps measured, "
+        + ("each variant alone" if workload["alone"] else turns)
         + "; medians. Speed and memory: times better than the tutorial"
         + (". " if workload["alone"] else ", speed as the median of the ratios within a round. ")
         + "Tokens are those of the rows, without padding; model FLOP/s is 4 x the layers' weights x tokens, "
