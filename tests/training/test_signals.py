@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fenlei import TextClassifier
 from fenlei.artifact import read_artifact
@@ -378,6 +379,61 @@ def test_sigterm_to_the_command_then_resume(tmp_path, train_file, tiny_folder):
     assert done.returncode == 0, done.stderr
     assert f"trained {saved + 2} steps" in done.stdout
     assert store_of(run).latest().step == saved + 2
+
+
+GRACE = 30.0  # seconds that schedulers grant
+# rows are passes of their own, and from the second step on each takes a tenth of the grace
+SLOW_PASSES = """
+import time
+from fenlei.training.engine import TrainingEngine
+forward, passes = TrainingEngine._forward_backward, []
+def slow(self, *rest):
+    passes.append(rest)
+    if len(passes) > 12:
+        print("pass", len(passes), flush=True)
+        time.sleep(3)
+    return forward(self, *rest)
+TrainingEngine._forward_backward = slow
+"""
+
+
+def test_a_step_longer_than_schedulers_wait_is_given_up_in_time(tmp_path, train_file, tiny_folder):
+    """With the real limit: eleven of the step's twelve passes are to come, 33 seconds."""
+    more = ("train.batch_size=12", "train.micro_batch_size=1", "train.max_steps=3", "lora.dropout=0.1")
+    process = start(SLOW_PASSES, tmp_path, tiny_folder, *more, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(process.stdout, "pass 14")
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert time.monotonic() - told < GRACE
+    assert process.returncode == 143, err
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert lines(run, "note")[-1]["message"] == "run interrupted"
+    assert [c.step for c in store_of(run).list()] == [1], "whole, and of the step before"
+    assert store_of(run).damaged() == ()
+    settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    TextClassifier(config=settings).fit(train_file, out=whole)
+    assert finish(settings, train_file, run) == course(whole)
+
+
+def test_with_ten_times_the_limit_it_would_end_too_late(tmp_path, train_file, settings, monkeypatch):
+    """Negative control, a hundred times as fast: the step is finished, and the grace is over."""
+    from fenlei.training.engine import TrainingEngine
+
+    monkeypatch.setattr(callbacks, "_MOST_SECONDS_TO_FINISH_A_STEP", 100 / 100)
+    forward, told = TrainingEngine._forward_backward, []
+
+    def slow(self, *rest):
+        told.append(time.monotonic())
+        time.sleep(3 / 100)
+        return forward(self, *rest)
+
+    monkeypatch.setattr(TrainingEngine, "_forward_backward", slow)
+    at_call(monkeypatch, TrainingEngine, "_forward_backward", 14, signal.SIGTERM)
+    one_pass_a_row = {**SCORED, "batch_size": 12, "micro_batch_size": 1}
+    stopped(deeper(settings, data={"dev_fraction": 0.0}, train=one_pass_a_row), train_file, tmp_path / "run")
+    assert time.monotonic() - told[13] > GRACE / 100
+    assert store_of(tmp_path / "run").latest().step == 2
 
 
 def test_a_second_and_a_third_sigterm_do_not_wait(tmp_path, train_file, tiny_folder):
