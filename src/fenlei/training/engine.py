@@ -23,6 +23,7 @@ from fenlei.training.dataset import TrainingRow
 from fenlei.training.microbatches import MicroBatch, packed_batch, padded_batch, shared_length, split_rows, tokens_of
 from fenlei.training.number_format import adapter_dtype
 from fenlei.training.packing_check import PackingCheck
+from fenlei.training.space import optimizer_bytes
 
 # three rows of 384: a tenth faster than two, in a third of the tutorial's memory (docs/benchmarks.md)
 _CPU_TOKENS = 1152
@@ -207,7 +208,7 @@ class TrainingEngine:
 
     def _room_for_averages(self) -> torch.Tensor:
         """Holds what AdamW's two averages will take once the optimizer has taken its first step."""
-        size = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        size = optimizer_bytes(self.model)
         try:
             return torch.empty(size, dtype=torch.uint8, device=self.device)
         except RuntimeError as error:

@@ -14,12 +14,16 @@ from fenlei.training.checkpoints import CheckpointStore
 # state of the generators, the log so far, configurations; and, in a classifier folder, the tokenizer
 _SMALL_FILES = 2**20
 _TOKENIZER = 16 * 2**20
-_MOMENTS = 2  # AdamW's two averages, in the parameters' own format
 
 
 def checkpoint_bytes(model: Any) -> int:
     """Bytes that a checkpoint of a model takes: the weights that are saved, and the optimizer's averages."""
-    return _weight_bytes(model) + _MOMENTS * _trained_bytes(model) + _SMALL_FILES
+    return _weight_bytes(model) + optimizer_bytes(model) + _SMALL_FILES
+
+
+def optimizer_bytes(model: Any) -> int:
+    """Bytes of AdamW's two averages, which are kept in the parameters' own format."""
+    return 2 * _trained_bytes(model)
 
 
 def classifier_bytes(model: Any) -> int:
@@ -80,11 +84,12 @@ def disk_full(
 
 def disk_fault(fault: OSError, run_dir: Path, store: CheckpointStore) -> TrainingError:
     """What the user is told of a disk that fails, became read-only or went away."""
+    last = None
     with suppress(OSError):  # it may not be readable either
-        if (last := store.latest()) is not None:
-            how = f"the last checkpoint is {last.path}. Mend it, then go on with --resume"
-            return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
+        last = store.latest()
     how = "no checkpoint can be found. Mend it, then start again"
+    if last is not None:
+        how = f"the last checkpoint is {last.path}. Mend it, then go on with --resume"
     return TrainingError(f"{fault.filename or run_dir}: {fault.strerror}: the run has stopped; {how}")
 
 
